@@ -1,0 +1,1 @@
+"""Configurations: `base` has every field; the others change what differs."""

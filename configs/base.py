@@ -1,0 +1,123 @@
+"""Every field of a run with the paper's value where the paper gives one.
+
+Other files in this folder call `get_config` and change what differs; the command line changes single fields:
+`--config.dpo.beta=0.2`. "paper" below is Self-Rewarding Language Models (arXiv 2401.10020); where it is silent the
+project decides and says so.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    c = ConfigDict()
+    c.seed = 0  # every random choice of a run follows from it
+
+    c.model = ConfigDict()
+    c.model.path = ""  # M0: a Hugging Face folder, a .gguf file, a run's model (runs/x/m2), or package:NAME with a GGUF
+    c.model.dtype = "bfloat16"  # of the computation; float32 on CPUs, which have no fast bfloat16
+    c.model.param_dtype = "float32"  # of the weights that are trained
+    c.model.chat_template = ""  # "": the tokenizer's own (plain if it has none); "plain"; or a Jinja file
+
+    c.mesh = ConfigDict()  # devices along each axis; -1: all that are left
+    c.mesh.data = 1
+    c.mesh.fsdp = -1
+    c.mesh.tensor = 1
+
+    c.seeds = ConfigDict()  # "builtin", a JSONL file, or tfds:NAME/split
+    c.seeds.ift = "builtin"  # instruction following: prompt, response (paper: 3,200 from Open Assistant)
+    c.seeds.eft = "builtin"  # evaluation following: prompt, response, judgement (paper: 1,630); "" for none
+    c.seeds.max_rows = 0  # of each set, 0 for all; the rows are chosen by the seed
+
+    c.loop = ConfigDict()
+    c.loop.iterations = 3  # the last model is M3 (paper)
+    c.loop.score_last = True  # let the last model answer and judge too, so that the table says how it does
+
+    c.sft = ConfigDict()  # M0 to M1
+    c.sft.learning_rate = 5.5e-6  # paper
+    c.sft.final_learning_rate = 1.1e-6  # paper, reached by a cosine
+    c.sft.warmup_steps = 0  # not stated in the paper
+    c.sft.batch_size = 16  # rows a step (paper)
+    c.sft.micro_batch_size = 0  # rows at a time on all devices together, 0: the whole batch
+    c.sft.epochs = 3  # not stated in the paper
+    c.sft.dropout = 0.1  # paper; on the two residual branches of every layer
+    c.sft.max_length = 2048  # tokens of prompt and response; longer rows are dropped and counted
+    c.sft.weight_decay = 0.0  # not stated in the paper
+    c.sft.adam_b1 = 0.9
+    c.sft.adam_b2 = 0.95
+    c.sft.adam_eps = 1e-8
+    c.sft.clip_norm = 1.0  # of the global gradient norm, 0 for none
+
+    c.prompts = ConfigDict()
+    c.prompts.source = "self_instruct"  # or a JSONL file with `prompt` (text or messages), split among iterations
+    c.prompts.generator = "base"  # "base": M0, the same in every iteration (paper); "current": the model in training
+    c.prompts.count = 5000  # new prompts an iteration (not stated in the paper)
+    c.prompts.demos_seed = 6  # demonstrations from the IFT seed (paper)
+    c.prompts.demos_generated = 2  # demonstrations from prompts kept so far (paper)
+    c.prompts.temperature = 0.6  # paper
+    c.prompts.top_p = 0.9  # paper
+    c.prompts.max_new_tokens = 128
+    c.prompts.rouge_threshold = 0.7  # a more similar one is rejected (Self-Instruct)
+    c.prompts.min_words = 4  # Self-Instruct
+    c.prompts.max_words = 150  # Self-Instruct
+    c.prompts.keywords = (  # Self-Instruct: what a model of text can't do
+        "image", "images", "graph", "graphs", "picture", "pictures", "file", "files",
+        "map", "maps", "draw", "plot", "go to",
+    )  # fmt: skip
+    c.prompts.max_rounds = 1000  # of one batch each; then the stage stops with what it has
+
+    c.respond = ConfigDict()
+    c.respond.n = 4  # candidates a prompt (paper)
+    c.respond.temperature = 0.7  # paper
+    c.respond.top_p = 0.9  # paper
+    c.respond.max_new_tokens = 1024
+    c.respond.truncated = "drop"  # an answer cut by the length limit: "drop" it from pairs or "keep" it
+
+    c.judge = ConfigDict()
+    c.judge.template = ""  # "": the package's additive five points; or a text file with {{prompt}} and {{response}}
+    c.judge.samples = 3  # judgements a response, averaged (paper)
+    c.judge.temperature = 0.7  # paper
+    c.judge.top_p = 0.9  # paper
+    c.judge.max_new_tokens = 256
+    c.judge.min_parsed = 2  # judgements with a score that a response needs to be ranked (not stated in the paper)
+
+    c.pairs = ConfigDict()
+    c.pairs.rule = "best_worst"  # paper: highest against lowest score
+    c.pairs.min_margin = 0.0  # a pair's scores must differ by more than this; 0 drops ties only (paper)
+
+    c.dpo = ConfigDict()  # M1 to M2, M2 to M3
+    c.dpo.data = "pairs"  # "pairs": DPO (paper); "positives": SFT on answers of score 5 (the paper's comparison)
+    c.dpo.beta = 0.1  # paper
+    c.dpo.label_smoothing = 0.0  # assumed share of flipped labels
+    c.dpo.init_from = "current"  # "current": M_t (paper); "m0"; "m1"
+    c.dpo.reference = "current"  # "current": M_t (paper); "m0"; "m1"
+    c.dpo.learning_rate = 1e-6  # paper
+    c.dpo.final_learning_rate = 1e-7  # paper
+    c.dpo.warmup_steps = 0
+    c.dpo.batch_size = 16  # pairs a step (paper)
+    c.dpo.micro_batch_size = 0
+    c.dpo.epochs = 1  # not stated in the paper
+    c.dpo.dropout = 0.1  # paper
+    c.dpo.max_length = 4096
+    c.dpo.weight_decay = 0.0
+    c.dpo.adam_b1 = 0.9
+    c.dpo.adam_b2 = 0.95
+    c.dpo.adam_eps = 1e-8
+    c.dpo.clip_norm = 1.0
+
+    c.training = ConfigDict()
+    c.training.length_bucket = 128  # rows are padded to a multiple of this many tokens
+    c.training.head_chunk = 512  # positions whose logits are in memory at a time
+    c.training.remat = True  # recompute layers in the backward pass
+
+    c.generation = ConfigDict()
+    c.generation.rows = 64  # decoded at a time
+    c.generation.length_bucket = 64  # prompts are padded to a multiple of this many tokens
+    c.generation.score_rows = 16  # rows whose log-probabilities are computed at a time
+
+    c.checkpoint = ConfigDict()
+    c.checkpoint.every_steps = 200  # paper; also on SIGTERM
+    c.checkpoint.keep = 1
+
+    c.log = ConfigDict()
+    c.log.tensorboard = True
+    return c

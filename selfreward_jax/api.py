@@ -1,0 +1,245 @@
+"""The Python face: what notebooks use as `import selfreward_jax as sr`. Plain values in, rows and models out."""
+
+import dataclasses
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+from ml_collections import ConfigDict
+
+from selfreward_jax.configs import base
+from selfreward_jax.core.config import check, load_config
+from selfreward_jax.core.errors import UserError
+from selfreward_jax.core.interrupt import Interrupt
+from selfreward_jax.core.progress import meter
+from selfreward_jax.core.rows import Judgement, Pair, Prompt, Response, Row, as_messages, content_id
+from selfreward_jax.engine.generate import Request, SamplingSettings, check_fits, generate_batch, plan_batches
+from selfreward_jax.engine.score import score_examples
+from selfreward_jax.llama import hf
+from selfreward_jax.llama.load import Model, load_model
+from selfreward_jax.loop import self_reward
+from selfreward_jax.methods.judging import JudgeTemplate
+from selfreward_jax.stages import summary
+from selfreward_jax.stages.judge import judge_requests, judgement_row
+from selfreward_jax.stages.pairs import make_pairs
+from selfreward_jax.stages.respond import response_row
+from selfreward_jax.stages.run import ModelRef, Run
+from selfreward_jax.training.batches import Example, TrainRow, steps_per_epoch
+from selfreward_jax.training.loop import TrainSettings, train
+from selfreward_jax.training.optimizer import OptimizerSettings
+from selfreward_jax.training.step import DPO, SFT, ForwardSettings, Objective
+
+
+def config(path: str = "", **fields: Any) -> ConfigDict:
+    """A configuration: a file (`configs/quickstart.py`) or every default, with fields changed.
+
+    Args:
+      fields: dotted names with `__` for the dot, such as `dpo__beta=0.2`.
+
+    Raises:
+      UserError: no such file or field, or a value that can't work.
+    """
+    made = load_config(path) if path else base.get_config()
+    try:
+        made.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
+    except (KeyError, AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"config: {str(error).splitlines()[0]}") from None
+    check(made)
+    return made
+
+
+def load(path: str, *, dtype: str = "float32", chat_template: str = "") -> Model:
+    """A model from a Hugging Face folder, a .gguf file, a run's model (`runs/x/m2`) or `package:NAME`."""
+    return load_model(path, dtype=dtype, chat_template=chat_template)
+
+
+def _prompts(prompts: Sequence[Any]) -> list[Prompt]:
+    made = [p if isinstance(p, Prompt) else as_messages(p) for p in prompts]
+    return [p if isinstance(p, Prompt) else Prompt(content_id(p), p, "given") for p in made]
+
+
+def generate(
+    model: Model,
+    prompts: Sequence[Any],
+    *,
+    n: int = 4,
+    temperature: float = 0.7,
+    top_p: float = 0.9,
+    max_new_tokens: int = 256,
+    seed: int = 0,
+    rows: int = 64,
+) -> list[Response]:
+    """`n` answers to each prompt (text, messages or `Prompt`), in the prompts' order."""
+    asked = list({p.id: p for p in _prompts(prompts)}.values())
+    requests = [Request(p.id, tuple(model.chat.prompt_ids(p.messages))) for p in asked]
+    settings = SamplingSettings(temperature, top_p, max_new_tokens)
+    found = _sample(model, requests, n, settings, seed, rows, "respond", "answers")
+    return [response_row(model.hash, x) for x in found]
+
+
+def judge(
+    model: Model,
+    prompts: Sequence[Any],
+    responses: Sequence[Response],
+    *,
+    samples: int = 3,
+    template: str = "",
+    temperature: float = 0.7,
+    top_p: float = 0.9,
+    max_new_tokens: int = 256,
+    seed: int = 0,
+    rows: int = 64,
+) -> list[Judgement]:
+    """`samples` judgements of each answer; `score` is None where none could be read."""
+    asked = {p.id: p.messages for p in _prompts(prompts)}
+    settings = SamplingSettings(temperature, top_p, max_new_tokens)
+    limit = model.context - max_new_tokens
+    requests = judge_requests(model.chat, JudgeTemplate(template), asked, responses, limit)
+    found = _sample(model, requests, samples, settings, seed, rows, "judge", "judgements")
+    return [judgement_row(model.hash, x) for x in found]
+
+
+def _sample(model, requests, samples, settings, seed, rows, purpose, title):
+    check_fits(requests, settings, model.context, "prompt")
+    place = {r.id: i for i, r in enumerate(requests)}
+    found = []
+    with meter(title, samples * len(requests)) as progress:
+        batches = plan_batches(requests, samples, rows)
+        for batch in batches:
+            completions = generate_batch(
+                model, batch, samples, settings,
+                seed=seed, size=len(batches[0]), bucket=64, purpose=f"{purpose}\0{model.hash}",
+            )  # fmt: skip
+            found += completions
+            progress.advance(len(completions), sum(len(c.token_ids) for c in completions))
+    return sorted(found, key=lambda c: (place[c.request.id], c.index))
+
+
+def score(model: Model, rows: Sequence[Mapping[str, Any]], *, batch_size: int = 16) -> list[Row]:
+    """Log-probability (nats, EOS included) and token count of each row's `response` given its `prompt`."""
+    examples = [_example(model, row["prompt"], row["response"]) for row in rows]
+    found: dict[int, float] = {}
+    for indices, logps in score_examples(model, examples, rows=batch_size):
+        found.update(zip(indices, logps, strict=True))
+    return [{"logp": found[i], "tokens": len(e.response_ids)} for i, e in enumerate(examples)]
+
+
+def _example(model: Model, prompt: Any, response: str) -> Example:
+    return Example(tuple(model.chat.prompt_ids(as_messages(prompt))), tuple(model.chat.response_ids(response)))
+
+
+def pairs(
+    model: Model,
+    prompts: Sequence[Any],
+    responses: Sequence[Response],
+    judgements: Sequence[Judgement],
+    *,
+    min_parsed: int = 2,
+    min_margin: float = 0.0,
+    keep_truncated: bool = False,
+) -> list[Pair]:
+    """Highest against lowest mean score of each prompt; ties make no pair."""
+    ref = ModelRef(model.name, model.hash)
+    made, _, _ = make_pairs(
+        model.chat, _prompts(prompts), responses, judgements, model=ref, reference=ref,
+        min_parsed=min_parsed, min_margin=min_margin, keep_truncated=keep_truncated,
+    )  # fmt: skip
+    return made
+
+
+def sft(
+    model: Model,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    learning_rate: float = 5.5e-6,
+    final_learning_rate: float = 1.1e-6,
+    epochs: int = 1,
+    batch_size: int = 16,
+    dropout: float = 0.1,
+    seed: int = 0,
+) -> tuple[Model, list[Row]]:
+    """A new model, trained on the `response` of each row, and the metrics of every step; `model` stays usable."""
+    data = [TrainRow((_example(model, row["prompt"], row["response"]),)) for row in rows]
+    settings = _settings(model, len(data), learning_rate, final_learning_rate, epochs, batch_size, dropout)
+    return _train(model, data, SFT(), settings, seed, "SFT")
+
+
+def dpo(
+    model: Model,
+    pairs: Sequence[Pair],
+    *,
+    reference: Model | None = None,
+    beta: float = 0.1,
+    learning_rate: float = 1e-6,
+    final_learning_rate: float = 1e-7,
+    epochs: int = 1,
+    batch_size: int = 16,
+    dropout: float = 0.1,
+    seed: int = 0,
+) -> tuple[Model, list[Row]]:
+    """A new model by DPO, and the metrics of every step. The reference is `model` itself if none is given."""
+    examples = [Example(p.prompt_token_ids, ids) for p in pairs for ids in (p.chosen_token_ids, p.rejected_token_ids)]
+    logps: dict[int, float] = {}
+    for indices, found in score_examples(reference or model, examples):
+        logps.update(zip(indices, found, strict=True))
+    data = [TrainRow((examples[i], examples[i + 1]), (logps[i], logps[i + 1])) for i in range(0, len(examples), 2)]
+    settings = _settings(model, len(data), learning_rate, final_learning_rate, epochs, batch_size, dropout)
+    return _train(model, data, DPO(beta), settings, seed, "DPO")
+
+
+def _settings(model, rows, learning_rate, final_learning_rate, epochs, batch_size, dropout) -> TrainSettings:
+    steps = steps_per_epoch(rows, batch_size) * epochs
+    return TrainSettings(
+        optimizer=OptimizerSettings(learning_rate, final_learning_rate, 0, steps),
+        forward=ForwardSettings(model.dtype, 512, True, dropout),
+        batch_size=batch_size,
+        micro_batch_size=0,
+        length_bucket=128,
+        checkpoint_every=steps,
+        checkpoint_keep=1,
+        tensorboard=False,
+    )
+
+
+def _train(
+    model: Model, rows: Sequence[TrainRow], objective: Objective, settings: TrainSettings, seed: int, title: str
+) -> tuple[Model, list[Row]]:
+    # Training gives its weights up step by step, so it works on a copy.
+    start = dataclasses.replace(model, params=jax.tree.map(jnp.copy, model.params))
+    trained, _, log = train(
+        start, rows, objective, settings, seed=seed, folder=None, title=title, interrupt=Interrupt()
+    )
+    return dataclasses.replace(trained, name=f"{model.name} + {title}"), log
+
+
+def run(config: ConfigDict, workdir: str, *, resume: str = "") -> list[Row]:
+    """The whole algorithm in a folder; goes on where it was. Returns the summary, a row per model."""
+    check(config)
+    work = Run(workdir, config, resume=resume)
+    self_reward(work)
+    return summary.summarise(work)
+
+
+def table(rows: Sequence[Row]):
+    """The summary of a run as a `rich` table."""
+    return summary.table(rows)
+
+
+def export(model: Model, folder: str, *, dtype: str | None = None) -> None:
+    """Writes a Hugging Face folder that `transformers` opens: weights, configuration, tokenizer, chat template."""
+    hf.save_pretrained(
+        epath.Path(folder),
+        model.config,
+        model.params,
+        model.chat.tokenizer,
+        dtype=None if dtype is None else jnp.dtype(dtype),
+        provenance={"model": model.name, "hash": model.hash, **model.chat.hashes},
+    )
+
+
+def sample_rows(rows: Sequence[Any], n: int, seed: int = 0) -> list[Any]:
+    """`n` of the rows, chosen by the seed: to read what came out."""
+    return random.Random(seed).sample(list(rows), min(n, len(rows)))

@@ -1,0 +1,137 @@
+"""The command line: verbs and flags, and the one place where errors become one line and exit status 2."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+from selfreward_jax.core.errors import UserError, did_you_mean
+
+EXAMPLES = """examples:
+  selfreward run --config=configs/quickstart.py --workdir=runs/quickstart
+  selfreward run --config=configs/llama3_8b.py --workdir=runs/8b --config.model.path=DIR --config.dpo.beta=0.2
+  selfreward respond --config=configs/quickstart.py --workdir=runs/quickstart --iteration=2
+  selfreward score --model=runs/quickstart/m3 --input=rows.jsonl --output=scored.jsonl
+  selfreward export --model=runs/quickstart/m3 --output=my-model
+  selfreward chat --workdir=runs/quickstart
+
+Any field of the configuration can be changed on the command line: --config.FIELD=VALUE. Run again, a command goes on
+where it stopped.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise UserError(f"{message}; see {self.prog} --help")
+
+
+def _run_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", default="", metavar="FILE", help="configuration (default: the one in the workdir)")
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="the run's folder, local or gs://")
+    parser.add_argument(
+        "--resume", default="", choices=["", "force"], help="force: go on although the configuration has changed"
+    )
+
+
+def _stage_arguments(parser: argparse.ArgumentParser) -> None:
+    _run_arguments(parser)
+    parser.add_argument(
+        "--iteration", type=int, default=2, metavar="T", help="which model is in the making: 2 is M2, from M1 (default)"
+    )
+
+
+def _score_arguments(parser: argparse.ArgumentParser) -> None:
+    _model_arguments(parser)
+    parser.add_argument("--input", required=True, metavar="FILE", help="JSONL rows with `prompt` and `response`")
+    parser.add_argument("--output", required=True, metavar="FILE", help="JSONL rows `logp`, `tokens`, in order")
+    parser.add_argument("--raw", action="store_true", help="BOS + prompt + response + EOS, no chat template")
+    parser.add_argument("--rows", type=int, default=16, help="rows at a time (default 16)")
+
+
+def _model_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, metavar="DIR", help="HF folder, .gguf, runs/x/m2, package:NAME")
+    parser.add_argument(
+        "--dtype", default="float32", choices=["float32", "bfloat16"], help="of the computation (default float32)"
+    )
+
+
+def _export_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, metavar="DIR", help="a run's model (runs/x/m3), HF folder or .gguf")
+    parser.add_argument("--output", required=True, metavar="DIR", help="a new folder")
+    parser.add_argument(
+        "--dtype", default="float32", choices=["float32", "bfloat16"], help="of the weights (default float32)"
+    )
+
+
+def _chat_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workdir", default="", metavar="DIR", help="a run; its newest model is used")
+    parser.add_argument("--model", default="", metavar="DIR", help="or any model")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="default float32")
+    parser.add_argument("--temperature", type=float, default=0.7, help="0 is greedy (default 0.7)")
+    parser.add_argument("--top_p", type=float, default=0.9, help="default 0.9")
+    parser.add_argument("--max_new_tokens", type=int, default=256, help="of an answer (default 256)")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+# Verb: (one line of help, its arguments, the function in `verbs` that runs it).
+VERBS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
+    "run": ("the whole algorithm: M0 to M1 to ... to MT", _run_arguments),
+    "sft": ("M0 to M1: supervised fine-tuning on the seeds", _run_arguments),
+    "prompts": ("new prompts for an iteration", _stage_arguments),
+    "respond": ("candidate answers to an iteration's prompts", _stage_arguments),
+    "judge": ("judgements of an iteration's answers", _stage_arguments),
+    "pairs": ("preference pairs from judged answers", _stage_arguments),
+    "dpo": ("preference training on an iteration's pairs", _stage_arguments),
+    "score": ("log-probabilities of given responses", _score_arguments),
+    "export": ("a model as a Hugging Face folder", _export_arguments),
+    "chat": ("talk to a model in the terminal", _chat_arguments),
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    top = _Parser(
+        prog="selfreward",
+        description="Self-Rewarding Language Models (arXiv 2401.10020): a model answers, judges, and learns from it.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for name, (summary, add_arguments) in VERBS.items():
+        sub = verbs.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+        if "config" in add_arguments.__name__ or add_arguments in (_run_arguments, _stage_arguments):
+            sub.epilog = (
+                "Change any field of the configuration with --config.FIELD=VALUE; configs/base.py has them all."
+            )
+        add_arguments(sub)
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one verb. Returns the exit status: 0, 2 for unusable input, 130 after a stop that was asked for."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    from selfreward_jax.core.interrupt import Interrupted, on_signals
+
+    try:
+        if arguments and not arguments[0].startswith("-") and arguments[0] not in VERBS:
+            raise UserError(f"{arguments[0]}: no such verb.{did_you_mean(arguments[0], VERBS)} See selfreward --help")
+        options, rest = parser().parse_known_args(arguments)
+        overrides = [a for a in rest if a.startswith("--config.")]
+        for other in rest:
+            if other not in overrides:
+                raise UserError(f"{other}: not understood; see selfreward {options.verb} --help")
+        if overrides and not hasattr(options, "config"):
+            raise UserError(f"{overrides[0]}: selfreward {options.verb} takes no configuration.")
+        from selfreward_jax import verbs
+
+        with on_signals() as interrupt:
+            getattr(verbs, options.verb)(options, overrides, interrupt)
+        return 0
+    except UserError as error:
+        print(f"selfreward: {error}", file=sys.stderr)
+        return 2
+    except (Interrupted, KeyboardInterrupt):
+        print("selfreward: stopped; the same command goes on from here.", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Rows, tokens, stores, configuration and meshes: what every other package stands on."""

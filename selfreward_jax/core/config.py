@@ -1,0 +1,176 @@
+"""Configuration files and their checks. Fields are read at the edge and passed on as plain values."""
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from absl import flags
+from etils import epath
+from ml_collections import ConfigDict, config_flags
+
+from selfreward_jax.configs import base
+from selfreward_jax.core.errors import UserError, did_you_mean
+
+CHOICES: Mapping[str, tuple[str, ...]] = {
+    "model.dtype": ("float32", "bfloat16"),
+    "model.param_dtype": ("float32", "bfloat16"),
+    "prompts.generator": ("base", "current"),
+    "respond.truncated": ("drop", "keep"),
+    "pairs.rule": ("best_worst",),
+    "dpo.data": ("pairs", "positives"),
+    "dpo.init_from": ("current", "m0", "m1"),
+    "dpo.reference": ("current", "m0", "m1"),
+}
+# Smallest and largest value that makes sense; None: no bound.
+BOUNDS: Mapping[str, tuple[float | None, float | None]] = {
+    "seed": (0, 2**32 - 1),  # what a random key holds
+    **{f"mesh.{axis}": (-1, None) for axis in ("data", "fsdp", "tensor")},
+    **{f"{s}.learning_rate": (0, None) for s in ("sft", "dpo")},
+    **{f"{s}.final_learning_rate": (0, None) for s in ("sft", "dpo")},
+    **{f"{s}.warmup_steps": (0, None) for s in ("sft", "dpo")},
+    **{f"{s}.weight_decay": (0, None) for s in ("sft", "dpo")},
+    **{f"{s}.adam_b1": (0, 0.999999) for s in ("sft", "dpo")},
+    **{f"{s}.adam_b2": (0, 0.999999) for s in ("sft", "dpo")},
+    **{f"{s}.adam_eps": (0, None) for s in ("sft", "dpo")},
+    **{f"{s}.clip_norm": (0, None) for s in ("sft", "dpo")},
+    **{f"{s}.batch_size": (1, None) for s in ("sft", "dpo")},
+    **{f"{s}.micro_batch_size": (0, None) for s in ("sft", "dpo")},
+    **{f"{s}.epochs": (1, None) for s in ("sft", "dpo")},
+    **{f"{s}.dropout": (0, 0.99) for s in ("sft", "dpo")},
+    **{f"{s}.max_length": (2, None) for s in ("sft", "dpo")},
+    **{f"{s}.temperature": (0, None) for s in ("prompts", "respond", "judge")},
+    **{f"{s}.top_p": (1e-6, 1) for s in ("prompts", "respond", "judge")},
+    **{f"{s}.max_new_tokens": (1, None) for s in ("prompts", "respond", "judge")},
+    "seeds.max_rows": (0, None),
+    "loop.iterations": (1, None),
+    "prompts.count": (1, None),
+    "prompts.rouge_threshold": (0, 1),
+    "prompts.min_words": (1, None),
+    "prompts.max_words": (1, None),
+    "prompts.max_rounds": (1, None),
+    "prompts.demos_seed": (1, None),
+    "prompts.demos_generated": (0, None),
+    "respond.n": (2, None),
+    "judge.samples": (1, None),
+    "judge.min_parsed": (1, None),
+    "pairs.min_margin": (0, 5),
+    "dpo.beta": (1e-9, None),
+    "dpo.label_smoothing": (0, 0.5),
+    "training.length_bucket": (1, None),
+    "training.head_chunk": (1, None),
+    "generation.rows": (1, None),
+    "generation.length_bucket": (1, None),
+    "generation.score_rows": (1, None),
+    "checkpoint.every_steps": (1, None),
+    "checkpoint.keep": (1, None),
+}
+
+
+def leaves(config: Mapping[str, Any] | ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and values of all fields."""
+    for name, value in config.items():
+        if isinstance(value, Mapping | ConfigDict):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def to_dict(config: ConfigDict) -> dict[str, Any]:
+    """The configuration as JSON-compatible values."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def check(config: ConfigDict) -> None:
+    """Raises `UserError` for an unknown field or a value that can't work, naming the field."""
+    known = dict(leaves(base.get_config()))
+    given = dict(leaves(config))
+    for name, value in given.items():
+        if name not in known:
+            raise UserError(f"config.{name}: no such field.{did_you_mean(name, known)}")
+        if isinstance(known[name], bool) != isinstance(value, bool) or (
+            not isinstance(value, type(known[name]))
+            and not (isinstance(known[name], float) and isinstance(value, int))
+            and not (isinstance(known[name], tuple) and isinstance(value, list))
+        ):
+            raise UserError(f"config.{name}: {value!r} is not of type {type(known[name]).__name__}.")
+    for name in known:
+        if name not in given:
+            raise UserError(f"config.{name}: the field is missing; start from configs/base.py, which has them all.")
+    for name, choices in CHOICES.items():
+        if given[name] not in choices:
+            raise UserError(f"config.{name}: {given[name]!r} is not one of {', '.join(choices)}.")
+    for name, (low, high) in BOUNDS.items():
+        value = given[name]
+        if not math.isfinite(value):
+            raise UserError(f"config.{name}: {value} is no finite number.")
+        if (low is not None and value < low) or (high is not None and value > high):
+            bound = f"at least {low}" if high is None else f"between {low} and {high}"
+            raise UserError(f"config.{name}: {value} must be {bound}.")
+    for stage in ("sft", "dpo"):
+        micro, batch = given[f"{stage}.micro_batch_size"], given[f"{stage}.batch_size"]
+        if micro and batch % micro:
+            raise UserError(f"config.{stage}.micro_batch_size: {micro} must divide batch_size {batch}.")
+    if not all(isinstance(word, str) for word in given["prompts.keywords"]):
+        raise UserError(f"config.prompts.keywords: {given['prompts.keywords']!r} must hold text only.")
+    if given["prompts.min_words"] > given["prompts.max_words"]:
+        raise UserError("config.prompts.min_words: more than prompts.max_words; no prompt could ever be kept.")
+    if given["judge.min_parsed"] > given["judge.samples"]:
+        raise UserError("config.judge.min_parsed: more than judge.samples; no response could ever be ranked.")
+    if given["prompts.source"] != "self_instruct" and not given["prompts.source"]:
+        raise UserError("config.prompts.source: empty; give self_instruct or a JSONL file.")
+
+
+def load_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
+    """Runs a configuration file and applies `--config.field=value` overrides.
+
+    Args:
+      path: a Python file with `get_config()`.
+      overrides: arguments of the form `--config.a.b=value`.
+
+    Raises:
+      UserError: no such file, an unknown field (with near names), or a value of the wrong kind.
+    """
+    if not epath.Path(path).exists() or epath.Path(path).is_dir():
+        raise UserError(f"--config={path}: no such file; see the folder configs/, for example configs/base.py.")
+    for override in overrides:
+        if not re.fullmatch(r"--config\.[\w.]+=.*", override, flags=re.DOTALL):
+            raise UserError(f"{override}: not understood; change a field with --config.FIELD=VALUE.")
+    arguments = ["selfreward", f"--config={path}", *overrides]
+    values = flags.FlagValues()
+    try:
+        config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
+        values(arguments)
+        config = values["config"].value
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        _explain_overrides(overrides)
+        # Of a whole traceback, which ml_collections makes its message, the last line says what is wrong.
+        raise UserError(f"--config={path}: {str(error).strip().splitlines()[-1]}") from None
+    except Exception as error:  # whatever the user's own Python file raises
+        raise UserError(f"--config={path}: {type(error).__name__}: {error}") from None
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"--config={path}: get_config() returned {type(config).__name__}, not a ConfigDict.")
+    check(config)
+    return config
+
+
+def _explain_overrides(overrides: Sequence[str]) -> None:
+    known = dict(leaves(base.get_config()))
+    for override in overrides:
+        name, value = override.removeprefix("--config.").split("=", 1)
+        if name not in known:
+            raise UserError(f"--config.{name}: no such field.{did_you_mean(name, known)}")
+        kind = type(known[name])
+        if kind in (int, float, bool):
+            try:
+                kind(value) if kind is not bool else ("true", "t", "1", "false", "f", "0").index(value.lower())
+            except ValueError:
+                raise UserError(f"--config.{name}={value}: not of type {kind.__name__}.") from None
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """`field: old -> new` for every field that differs between two configurations."""
+    before, after = dict(leaves(old)), dict(leaves(new))
+    names = sorted(before.keys() | after.keys())
+    return [f"{n}: {before.get(n)!r} -> {after.get(n)!r}" for n in names if before.get(n) != after.get(n)]

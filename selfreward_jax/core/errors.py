@@ -1,0 +1,14 @@
+"""The one exception that users see as one line: what is wrong, where, and how to mend it."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Input that can't be used. The command line prints it as one line and exits with status 2."""
+
+
+def did_you_mean(word: str, known: Iterable[str], lead: str = " Did you mean ") -> str:
+    """` Did you mean X or Y?` for the known words nearest to `word`, or an empty string."""
+    near = difflib.get_close_matches(word, list(known), n=3, cutoff=0.5)
+    return f"{lead}{' or '.join(near)}?" if near else ""

@@ -1,0 +1,217 @@
+"""The seed data that people wrote: answers to requests (IFT) and judgements of answers (EFT), from a file or TFDS.
+
+Both become demonstrations: a conversation, and the turn that the model should learn to add to it. Everything that
+could be wrong with a row is found here, where its place is known.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib import resources
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from selfreward_jax.core.errors import UserError
+from selfreward_jax.core.rows import Row, as_messages, parse_row, read_jsonl
+
+Messages = tuple[dict[str, str], ...]
+
+TFDS = "tfds:"
+
+
+@dataclasses.dataclass(frozen=True)
+class Demonstration:
+    """A conversation that ends with the user's turn, and the answer that a person would want."""
+
+    messages: Messages
+    response: str
+
+
+def load_ift(spec: str) -> list[Demonstration]:
+    """Instruction following demonstrations.
+
+    Rows have `prompt` (text or messages) and `response`, or `messages` that end with the assistant's answer, or
+    `instruction`, `input` (may be missing) and `output`. Further fields are ignored.
+
+    Args:
+      spec: "builtin", a JSONL file, or `tfds:NAME`, `tfds:NAME/SPLIT` and `tfds:NAME/SPLIT?data_dir=PATH`. The split
+        is what follows the last slash, "train" where there is none.
+
+    Raises:
+      UserError: data that can't be read, or a wrong row, with its place.
+    """
+    return _load(spec, "ift.jsonl", _ift_row)
+
+
+def load_eft(
+    spec: str,
+    judge_prompt: Callable[[Messages, str], Messages],
+    parse_score: Callable[[str], float | None],
+) -> list[Demonstration]:
+    """Evaluation following demonstrations: how a person would judge an answer.
+
+    Rows have `prompt` (text or messages), `response` and `judgement`, or `messages` that end with the judgement and
+    are taken as they are. Further fields are ignored.
+
+    Args:
+      spec: as for `load_ift`; "" for no demonstrations.
+      judge_prompt: from a conversation and an answer to what the judge is asked.
+      parse_score: reads the score of a judgement, None if it has none.
+
+    Raises:
+      UserError: data that can't be read, or a wrong row, with its place; a judgement without a score is one.
+    """
+    if not spec:
+        return []
+    return _load(spec, "eft.jsonl", lambda row: _eft_row(row, judge_prompt, parse_score))
+
+
+def _load(spec: str, builtin: str, parse: Callable[[Row], Demonstration]) -> list[Demonstration]:
+    if spec.startswith(TFDS):
+        return _read_tfds(spec, parse)
+    if spec == "builtin":
+        with resources.as_file(resources.files("selfreward_jax") / "seeds" / builtin) as path:
+            return read_jsonl(path, parse, "demonstrations")
+    if not spec:
+        raise UserError("seeds: no data is named; give builtin, a JSONL file or tfds:NAME/SPLIT.")
+    return read_jsonl(spec, parse, "demonstrations")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Rows
+
+
+def _ift_row(row: Row) -> Demonstration:
+    if "messages" in row:
+        return _conversation(row["messages"])
+    if "prompt" in row:
+        return Demonstration(as_messages(_as_list(row["prompt"])), _text(row, "response"))
+    if "instruction" in row:
+        # An absent, null or blank input is the usual way of this form to say that there is none.
+        given = _text(row, "input") if str(row.get("input") or "").strip() else ""
+        request = _text(row, "instruction") + ("\n\n" + given if given else "")
+        return Demonstration(as_messages(request), _text(row, "output"))
+    raise ValueError(f"needs prompt and response, messages, or instruction and output; found {_names(row)}")
+
+
+def _eft_row(
+    row: Row,
+    judge_prompt: Callable[[Messages, str], Messages],
+    parse_score: Callable[[str], float | None],
+) -> Demonstration:
+    if "messages" in row:
+        demonstration = _conversation(row["messages"])
+    elif "prompt" in row:
+        messages = as_messages(_as_list(row["prompt"]))
+        demonstration = Demonstration(judge_prompt(messages, _text(row, "response")), _text(row, "judgement"))
+    else:
+        raise ValueError(f"needs prompt, response and judgement, or messages; found {_names(row)}")
+    if parse_score(demonstration.response) is None:
+        raise ValueError("the judgement has no score that can be read; let it end with a line such as `Score: 3`")
+    return demonstration
+
+
+def _conversation(value: Any) -> Demonstration:
+    messages = _as_list(value)
+    last = messages[-1] if isinstance(messages, list) and messages else None
+    if not isinstance(last, dict) or last.get("role") != "assistant":
+        raise ValueError("messages must be a list that ends with an assistant's message")
+    if len(messages) == 1:
+        raise ValueError("messages must have a user's message before the assistant's")
+    return Demonstration(as_messages(messages[:-1]), _text(last, "content"))
+
+
+def _text(row: Mapping[str, Any], name: str) -> str:
+    value = row[name]
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{name} must be text that is not empty")
+    return value
+
+
+def _as_list(value: Any) -> Any:
+    """A list of messages; TFDS keeps a sequence of them as one list of roles and one of contents."""
+    if isinstance(value, dict) and value and all(isinstance(column, list) for column in value.values()):
+        return [dict(zip(value, turn, strict=True)) for turn in zip(*value.values(), strict=True)]
+    return value
+
+
+def _names(row: Row) -> str:
+    return ", ".join(map(str, row)) or "nothing"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# TensorFlow Datasets, read without TensorFlow
+
+
+def _read_tfds(spec: str, parse: Callable[[Row], Demonstration]) -> list[Demonstration]:
+    source = _open_tfds(spec)
+    rows = [parse_row(row, lambda row: parse(_plain(row)), f"{spec}: row {n}") for n, row in enumerate(source, 1)]
+    if not rows:
+        raise UserError(f"{spec}: the split is empty; it should hold demonstrations.")
+    return rows
+
+
+def _open_tfds(spec: str) -> Sequence[Row]:
+    """Random access to a split of a data set that is already prepared on disk; nothing is downloaded."""
+    name, split, data_dir = _parse_tfds(spec)
+    try:
+        import tensorflow_datasets as tfds  # half a second that only those who use it should wait
+        from tensorflow_datasets.core.constants import DATA_DIR
+    except ImportError as error:
+        raise UserError(f"{spec}: {error.name or error} is missing; pip install tensorflow-datasets.") from None
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+    except tfds.core.DatasetNotFoundError:
+        where = data_dir or DATA_DIR
+        mend = "check the name, or give the folder that holds it with ?data_dir=PATH"
+        raise UserError(f"{spec}: TFDS has no data set {name}, and {where} holds none either; {mend}.") from None
+    except Exception as error:  # TFDS has no error of its own
+        raise UserError(f"{spec}: TFDS can't open it ({_first_line(error)}).") from None
+    place = f", data_dir='{data_dir}'" if data_dir else ""
+    call = f"tfds.builder('{name}'{place}, file_format='array_record').download_and_prepare()"
+    prepare = f'prepare it: python -c "import tensorflow_datasets as tfds; {call}"'
+    if not builder.is_prepared():
+        raise UserError(f"{spec}: the data set is not in {builder.data_path} yet; {prepare}")
+    try:
+        if not builder.info.splits[split].num_examples:
+            return ()  # no file of it could be opened
+        return builder.as_data_source(split=split)  # pyright: ignore[reportCallIssue]  hidden by TFDS's decorator
+    except NotImplementedError:
+        kind = builder.info.file_format
+        stored = kind.value if kind else "an unknown format"
+        raise UserError(f"{spec}: stored as {stored}, which only TensorFlow reads; delete it and {prepare}") from None
+    except ImportError as error:
+        raise UserError(f"{spec}: {error.name or error} is missing; pip install array_record.") from None
+    except Exception as error:  # as before
+        raise UserError(f"{spec}: TFDS can't read it ({_first_line(error)}).") from None
+
+
+def _parse_tfds(spec: str) -> tuple[str, str, str | None]:
+    """Name, split and folder. A name may hold a configuration and a version: NAME/CONFIG:1.0.0."""
+    path, _, option = spec.removeprefix(TFDS).partition("?")
+    key, _, value = option.partition("=")
+    if option and (key != "data_dir" or not value):
+        raise UserError(f"{spec}: {option} is not understood; only data_dir=PATH may follow the question mark.")
+    name, slash, split = path.rpartition("/")
+    name, split = (name, split) if slash else (path, "train")
+    if not name or not split:
+        raise UserError(f"{spec}: not understood; write tfds:NAME/SPLIT.")
+    return name, split, str(epath.Path(value).expanduser()) if value else None
+
+
+def _plain(value: Any) -> Any:
+    """Text, numbers, lists and dicts in place of bytes, NumPy values and nested TFDS data sets."""
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".: ")

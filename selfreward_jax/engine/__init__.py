@@ -1,0 +1,1 @@
+"""Generation and scoring: jitted programs and their host loops."""

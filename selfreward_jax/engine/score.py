@@ -1,0 +1,44 @@
+"""Summed log-probabilities of given responses: for the `score` verb and for DPO's reference, by the same program."""
+
+import functools
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from selfreward_jax.core.mesh import put_rows
+from selfreward_jax.llama.config import LlamaConfig
+from selfreward_jax.llama.load import Model
+from selfreward_jax.llama.params import Params
+from selfreward_jax.training.batches import Batch, Example, make_batch
+from selfreward_jax.training.logps import response_logps
+
+
+@functools.partial(jax.jit, static_argnames=("config", "dtype", "head_chunk"))
+def score(config: LlamaConfig, params: Params, batch: Batch, *, dtype, head_chunk: int) -> jax.Array:
+    """Summed log-probability of each row's response, [B]."""
+    return response_logps(config, params, batch, dtype=dtype, head_chunk=head_chunk)
+
+
+def plan_batches(examples: Sequence[Example], rows: int) -> list[list[int]]:
+    """Indices of the rows of each batch, rows of like length together, longest first."""
+    order = sorted(range(len(examples)), key=lambda i: (-len(examples[i]), i))
+    return [order[i : i + rows] for i in range(0, len(order), rows)]
+
+
+def score_batch(model: Model, examples: Sequence[Example], *, rows: int, bucket: int, head_chunk: int) -> list[float]:
+    batch = put_rows(make_batch(examples, rows=rows, bucket=bucket), model.mesh)
+    with jax.set_mesh(model.mesh):
+        logps = score(model.config, model.params, batch, dtype=jnp.dtype(model.dtype), head_chunk=head_chunk)
+    return jax.device_get(logps)[: len(examples)].tolist()
+
+
+def score_examples(
+    model: Model, examples: Sequence[Example], *, rows: int = 16, bucket: int = 64, head_chunk: int = 512
+) -> Iterator[tuple[list[int], list[float]]]:
+    """Yields indices into `examples` and their log-probabilities, batch by batch; every index comes once."""
+    for indices in plan_batches(examples, rows):
+        yield (
+            indices,
+            score_batch(model, [examples[i] for i in indices], rows=rows, bucket=bucket, head_chunk=head_chunk),
+        )

@@ -1,0 +1,479 @@
+"""Reads and writes Hugging Face model folders: `config.json`, safetensors shards, tokenizer files.
+
+Reading goes parameter by parameter. Each device's slice is cut out of the files, so that a host never holds more
+than one parameter (all its layers). Writing goes shard by shard, into a folder that gets its name only when it is
+whole. Weights in pickle files are refused, since loading a pickle runs code.
+
+The steps after a file has been opened, `assemble_params`, know nothing about safetensors: they work on `Tensor`s, and
+`llama/gguf.py` uses them too.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+from etils import epath
+from jax.experimental import multihost_utils
+
+from selfreward_jax.core.errors import UserError
+from selfreward_jax.llama.config import LlamaConfig, config_from_hf, config_to_hf, config_to_json
+from selfreward_jax.llama.params import Params, ParamSpec, full_shape, is_spec, param_specs
+
+CONFIG = "config.json"
+GENERATION_CONFIG = "generation_config.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PROVENANCE = "provenance.json"
+
+DTYPES = {"BF16": jnp.bfloat16, "F16": np.float16, "F32": np.float32}
+
+Index = tuple[slice, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """A tensor that lies in a file, in Hugging Face layout.
+
+    Attributes:
+      where: the file's path and the tensor's name in it, for error messages.
+      shape: of the whole tensor.
+      dtype: of what `read` returns, by its name in safetensors files.
+      read: cuts a slice of step 1 per axis out of the file.
+    """
+
+    where: str
+    shape: tuple[int, ...]
+    dtype: str
+    read: Callable[[Index], np.ndarray]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading
+
+
+def read_config(folder: epath.PathLike) -> LlamaConfig:
+    """Reads `config.json`, and from `generation_config.json` any further ids that end a text.
+
+    Chat models often end a turn with a token that only `generation_config.json` names.
+
+    Raises:
+      UserError: a missing or malformed file, or a feature that the forward pass would not honour.
+    """
+    folder = epath.Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; a Hugging Face model folder (config.json, safetensors) is needed.")
+    path = folder / CONFIG
+    config = config_from_hf(_read_json(path), where=str(path))
+    generation_path = folder / GENERATION_CONFIG
+    if not generation_path.exists():
+        return config
+    further = _read_json(generation_path).get("eos_token_id")
+    further = further if isinstance(further, list) else [] if further is None else [further]
+    if not all(type(token) is int for token in further):
+        raise UserError(f"{generation_path}: eos_token_id is {further!r}; an id or a list of ids is needed.")
+    return dataclasses.replace(config, eos_token_ids=tuple(dict.fromkeys([*config.eos_token_ids, *further])))
+
+
+def load_params(folder: epath.PathLike, config: LlamaConfig, *, dtype=None, shardings=None) -> Params:
+    """Reads the weights of a Hugging Face folder.
+
+    Args:
+      folder: holds `model.safetensors`, or `model.safetensors.index.json` and the shards it names.
+      config: what `read_config` gave.
+      dtype: storage dtype of the arrays; None keeps the file's.
+      shardings: tree of `jax.sharding.Sharding` of the structure of `param_specs(config)`; None puts everything on
+        the default device.
+
+    Raises:
+      UserError: a missing, damaged, pickled or quantised file; a tensor that is missing, of another shape than the
+        config says, or of no use to the forward pass.
+    """
+    folder = epath.Path(folder)
+    with contextlib.ExitStack() as opened:
+        tensors = _open_tensors(folder, _weight_map(folder), opened)
+        return assemble_params(config, tensors, where=str(folder), dtype=dtype, shardings=shardings)
+
+
+def assemble_params(
+    config: LlamaConfig, tensors: Mapping[str, Tensor], *, where: str, dtype=None, shardings=None
+) -> Params:
+    """Stacks, transposes, casts and places the tensors of a model, one parameter at a time.
+
+    Args:
+      tensors: by Hugging Face name.
+      where: folder or file, for error messages.
+      dtype, shardings: as in `load_params`.
+    """
+    specs = param_specs(config)
+    check_tensors(config, tensors, where)
+
+    def load(spec: ParamSpec, sharding: jax.sharding.Sharding | None) -> jax.Array:
+        sources = [tensors[name] for name in _hf_names(config, spec)]
+        found = functools.reduce(jnp.promote_types, (DTYPES[source.dtype] for source in sources))
+        target = np.dtype(found if dtype is None else dtype)
+        read = functools.partial(_read_param, spec, sources, target)
+        shape = full_shape(config, spec)
+        if sharding is None:
+            array = jnp.asarray(read(tuple(slice(None) for _ in shape)))
+        else:
+            array = jax.make_array_from_callback(shape, sharding, _once_per_slice(read, shape), dtype=target)  # pyright: ignore
+        # Transfers are asynchronous and hold on to the host's copy: wait, so that there is only one at a time.
+        return array.block_until_ready()
+
+    shardings = shardings if shardings is not None else jax.tree.map(lambda _: None, specs, is_leaf=is_spec)
+    return jax.tree.map(load, specs, shardings, is_leaf=is_spec)
+
+
+def check_tensors(config: LlamaConfig, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Refuses tensors that are missing, quantised, of another shape than the config says, or of no use to the model."""
+    expected = {
+        name: spec.hf_shape
+        for spec in jax.tree.leaves(param_specs(config), is_leaf=is_spec)
+        for name in _hf_names(config, spec)
+    }
+    if missing := [name for name in expected if name not in tensors]:
+        raise UserError(f"{where}: {_some(missing)} missing; the files are incomplete or don't belong to this config.")
+    for name, shape in expected.items():
+        found = tensors[name]
+        if found.dtype not in DTYPES:
+            raise UserError(
+                f"{found.where} has dtype {found.dtype}; only {', '.join(DTYPES)} are read, so use the model's "
+                "unquantised files."
+            )
+        if found.shape != shape:
+            raise UserError(f"{found.where} has shape {list(found.shape)}, but the config says {list(shape)}.")
+    if extra := [name for name in tensors if name not in expected and not _ignored(config, name)]:
+        raise UserError(
+            f"{where}: {_some(extra)} not part of the model that the config describes; "
+            "leaving tensors out would change its answers."
+        )
+
+
+def _ignored(config: LlamaConfig, name: str) -> bool:
+    """Old Llama 2 files hold their rotary frequencies; a tied model's file may hold its embedding a second time."""
+    return name.endswith("rotary_emb.inv_freq") or (config.tie_word_embeddings and name == "lm_head.weight")
+
+
+def _hf_names(config: LlamaConfig, spec: ParamSpec) -> list[str]:
+    """The tensors that a parameter is stacked from: one per layer, or just one."""
+    return [spec.hf_name.format(layer=i) for i in range(config.num_layers)] if spec.stacked else [spec.hf_name]
+
+
+def _read_param(spec: ParamSpec, sources: list[Tensor], dtype: np.dtype, index: Index) -> np.ndarray:
+    """A slice of a parameter, `index` being over its full shape (with the layer axis, where it has one)."""
+    if not spec.stacked:
+        return _read_layer(spec, sources[0], index).astype(dtype, copy=False)
+    sources, index = sources[index[0]], index[1:]
+    sizes = (len(range(*cut.indices(size))) for cut, size in zip(index, spec.shape, strict=True))
+    stack = np.empty((len(sources), *sizes), dtype)
+    for layer, source in enumerate(sources):
+        stack[layer] = _read_layer(spec, source, index)
+    return stack
+
+
+def _read_layer(spec: ParamSpec, source: Tensor, index: Index) -> np.ndarray:
+    """A slice of one layer of a parameter, reading no more rows and columns of the file than it touches.
+
+    An axis of the file is a group of axes of the parameter, flattened (`[heads * head_dim, embed]`): narrowing the
+    first axis of a group is a contiguous range there; the other axes are cut after reading.
+    """
+    ranges, shape, cuts = [], [], []
+    for group in _axis_groups(spec):
+        sizes, inner = spec.shape[group], math.prod(spec.shape[group][1:])
+        start, stop, _ = index[group][0].indices(sizes[0])
+        ranges.append(slice(start * inner, stop * inner))
+        shape += [stop - start, *sizes[1:]]
+        cuts += [slice(None), *index[group][1:]]
+    array = source.read(tuple(ranges[::-1])).T if spec.transpose else source.read(tuple(ranges))
+    return array.reshape(shape)[tuple(cuts)]
+
+
+def _axis_groups(spec: ParamSpec) -> list[slice]:
+    """Which axes of a parameter make up each axis of the file's tensor (after transposing)."""
+    first = spec.hf_shape[-1] if spec.transpose else spec.hf_shape[0]
+    split = next(n for n in range(1, len(spec.shape) + 1) if math.prod(spec.shape[:n]) == first)
+    groups = [slice(0, split), slice(split, len(spec.shape))]
+    return groups[: len(spec.hf_shape)]
+
+
+def _once_per_slice(read: Callable[[Index], np.ndarray], shape: tuple[int, ...]) -> Callable[[Index], np.ndarray]:
+    """Devices that hold the same slice share one read."""
+    done: dict[tuple, np.ndarray] = {}
+
+    def cached(index: Index) -> np.ndarray:
+        key = tuple(cut.indices(size) for cut, size in zip(index, shape, strict=True))
+        if key not in done:
+            done[key] = read(index)
+        return done[key]
+
+    return cached
+
+
+def _weight_map(folder: epath.Path) -> dict[str, list[str] | None]:
+    """Shard file names and which tensors to take from each (None: all)."""
+    if (folder / WEIGHTS).exists():
+        return {WEIGHTS: None}
+    path = folder / INDEX
+    if not path.exists():
+        pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
+        if pickles:
+            raise UserError(
+                f"{folder}: only pickle weights ({_some(pickles, verb=False)}), which are never loaded since they can "
+                "run code; convert to safetensors (transformers: model.save_pretrained(folder))."
+            )
+        raise UserError(f"{folder}: neither {WEIGHTS} nor {INDEX} is there; download the model's safetensors files.")
+    entries = _read_json(path).get("weight_map")
+    if not isinstance(entries, dict) or not all(isinstance(file, str) for file in entries.values()):
+        raise UserError(f"{path}: no weight_map (tensor name to file name) in it; download the file again.")
+    shards: dict[str, list[str]] = {}
+    for name, file in entries.items():
+        if os.path.basename(file) != file:
+            raise UserError(f"{path}: {name} lies in {file!r}; only files of the same folder are read.")
+        shards.setdefault(file, []).append(name)
+    return dict(shards)
+
+
+def _open_tensors(
+    folder: epath.Path, shards: Mapping[str, list[str] | None], opened: contextlib.ExitStack
+) -> dict[str, Tensor]:
+    """Opens the shards (until `opened` closes) and describes their tensors by name."""
+    if missing := [name for name in shards if not (folder / name).exists()]:
+        raise UserError(f"{folder}: {_some(missing)} missing, though {INDEX} names such shards; download them.")
+    tensors = {}
+    for file_name, wanted in shards.items():
+        path = folder / file_name
+        try:
+            file = opened.enter_context(safetensors.safe_open(local_copy(path, opened), framework="numpy"))
+        except (safetensors.SafetensorError, OSError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"{path}: not a whole safetensors file ({reason}); download it again.") from None
+        present = set(file.keys())
+        for name in present if wanted is None else present.intersection(wanted):
+            view = file.get_slice(name)
+            tensors[name] = Tensor(f"{path}: {name}", tuple(view.get_shape()), view.get_dtype(), view.__getitem__)
+    return tensors
+
+
+def local_copy(path: epath.Path, opened: contextlib.ExitStack) -> str:
+    """The path of a local file, or of a temporary copy of a remote one: safetensors files are memory-mapped."""
+    if not is_remote(path):
+        return os.fspath(path)
+    copy = epath.Path(opened.enter_context(tempfile.TemporaryDirectory())) / path.name
+    path.copy(copy)
+    return os.fspath(copy)
+
+
+def _read_json(path: epath.Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{path}: no such file; a Hugging Face model folder has one.") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error}).") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: holds a JSON {type(value).__name__}, not an object.")
+    return value
+
+
+def _some(names: Iterable[str], verb: bool = True, limit: int = 3) -> str:
+    """`a, b, c and 4 more are`, for error messages of one line."""
+    names = list(names)
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more + ((" is" if len(names) == 1 else " are") if verb else "")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Writing
+
+
+def is_remote(path: epath.Path) -> bool:
+    return "://" in os.fspath(path)
+
+
+def refuse_existing(target: epath.Path) -> None:
+    if target.exists():
+        raise UserError(f"{target}: exists; choose another folder or remove it.")
+
+
+@contextlib.contextmanager
+def whole_folder(target: epath.Path) -> Iterator[epath.Path]:
+    """A folder to write into, which gets the name `target` when the block ends, and vanishes if it fails.
+
+    Object stores can't rename a folder: there the block writes to `target` itself.
+
+    Raises:
+      UserError: `target` exists.
+    """
+    refuse_existing(target)
+    partial = target if is_remote(target) else target.parent / f"{target.name}.partial"
+    if partial.exists():
+        partial.rmtree()  # of an export that was killed; nothing else uses this name
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+    except BaseException:
+        partial.rmtree()
+        raise
+    if partial != target:
+        partial.rename(target)
+
+
+def save_pretrained(
+    folder: epath.PathLike,
+    config: LlamaConfig,
+    params: Params,
+    tokenizer: Any,
+    *,
+    dtype=None,
+    max_shard_bytes: int = 5 * 2**30,
+    provenance: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes a folder that `transformers` opens with `from_pretrained`.
+
+    In a run of several processes all must call this; the first one writes.
+
+    Args:
+      folder: must not exist; a local folder appears only when it is whole.
+      tokenizer: a fast tokenizer of `transformers`, saved with its chat template; None writes none.
+      dtype: of the saved weights; None keeps that of `params`.
+      max_shard_bytes: a file holds at most this many bytes of weights (or a single tensor); also the host memory used.
+      provenance: how the model was made, written as `provenance.json`.
+
+    Raises:
+      UserError: `folder` exists.
+    """
+    tensors = _exports(config, params, dtype)
+    shards = _pack(tensors, max_shard_bytes)
+    target = epath.Path(folder)
+    # Every process looks before any writes, or some would be left waiting for one that gave up.
+    refuse_existing(target)
+    _wait_for_all(f"save_pretrained {target}: start")
+    with contextlib.ExitStack() as stack:
+        writer = jax.process_index() == 0
+        work = stack.enter_context(whole_folder(target)) if writer else None
+        weight_map = {}
+        for number, shard in enumerate(shards, 1):
+            name = WEIGHTS if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+            arrays = {tensor.name: tensor.to_host() for tensor in shard}  # all processes: gathering is collective
+            weight_map |= dict.fromkeys(arrays, name)
+            if work:
+                _write_safetensors(work / name, arrays)
+            del arrays
+        if work:
+            if len(shards) > 1:
+                index = {"metadata": {"total_size": sum(tensor.nbytes for tensor in tensors)}, "weight_map": weight_map}
+                _write_json(work / INDEX, index)
+            if tokenizer is not None:
+                _write_tokenizer(work, tokenizer)
+            if provenance is not None:
+                _write_json(work / PROVENANCE, provenance)
+            dtype_name = tensors[0].dtype.name
+            _write_json(work / GENERATION_CONFIG, generation_config(config, dtype_name))
+            # Last, because no reader takes a folder without it for a model.
+            (work / CONFIG).write_text(config_to_json(config, dtype_name))
+    _wait_for_all(f"save_pretrained {target}: end")
+
+
+def _wait_for_all(name: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def generation_config(config: LlamaConfig, dtype: str) -> dict[str, Any]:
+    """`generation_config.json`: the special ids, and the sampling that the paper uses for answers."""
+    hf = config_to_hf(config, dtype)
+    ids = {key: hf[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if hf[key] is not None}
+    return ids | {"do_sample": True, "temperature": 0.7, "top_p": 0.9}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Export:
+    """One tensor to be written: its name in the file, and where it comes from."""
+
+    name: str
+    spec: ParamSpec
+    array: Any
+    layer: int | None
+    dtype: np.dtype
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.spec.hf_shape) * self.dtype.itemsize
+
+    def to_host(self) -> np.ndarray:
+        """The tensor in the file's layout. Collective where the array is spread over processes."""
+        array = self.array if self.layer is None else _take_layer(self.array, self.layer)
+        if isinstance(array, jax.Array) and not array.is_fully_addressable and not array.is_fully_replicated:
+            array = multihost_utils.process_allgather(array, tiled=True)
+        return self.spec.to_hf(np.asarray(array).astype(self.dtype, copy=False))
+
+
+# The layer is an argument, not a constant, so that one compiled program serves all layers.
+@jax.jit
+def _take_layer(stack: jax.Array, layer: int) -> jax.Array:
+    return jax.lax.dynamic_index_in_dim(stack, layer, keepdims=False)
+
+
+def _exports(config: LlamaConfig, params: Params, dtype) -> list[_Export]:
+    """All tensors in the order of the model, so that a shard holds neighbouring layers."""
+    specs = param_specs(config)
+
+    def export(spec: ParamSpec, array, layer: int | None = None) -> _Export:
+        saved = np.dtype(array.dtype if dtype is None else dtype)
+        return _Export(spec.hf_name.format(layer=layer), spec, array, layer, saved)
+
+    layers = [
+        export(spec, params["layers"][key], layer)
+        for layer in range(config.num_layers)
+        for key, spec in specs["layers"].items()
+    ]
+    ends = {key: export(spec, params[key]) for key, spec in specs.items() if key != "layers"}
+    return [ends.pop("embed"), *layers, *ends.values()]
+
+
+def _pack(tensors: list[_Export], max_bytes: int) -> list[list[_Export]]:
+    """Cuts the list into shards of at most `max_bytes`; a larger tensor has a shard of its own."""
+    shards: list[list[_Export]] = []
+    room = 0
+    for tensor in tensors:
+        if not shards or tensor.nbytes > room:
+            shards.append([])
+            room = max_bytes
+        shards[-1].append(tensor)
+        room -= tensor.nbytes
+    return shards
+
+
+def _write_safetensors(path: epath.Path, arrays: dict[str, np.ndarray]) -> None:
+    metadata = {"format": "pt"}  # transformers refuses a file without it
+    if is_remote(path):
+        path.write_bytes(safetensors.numpy.save(arrays, metadata))
+    else:
+        safetensors.numpy.save_file(arrays, os.fspath(path), metadata)
+
+
+def _write_json(path: epath.Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def _write_tokenizer(folder: epath.Path, tokenizer: Any) -> None:
+    """`transformers` only writes to local folders, so the files pass through one."""
+    with tempfile.TemporaryDirectory() as local:
+        tokenizer.save_pretrained(local)
+        for file in sorted(Path(local).rglob("*")):
+            if file.is_file():
+                copy = folder / file.relative_to(local).as_posix()
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                copy.write_bytes(file.read_bytes())

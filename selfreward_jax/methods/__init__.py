@@ -1,0 +1,1 @@
+"""One file per seam of the algorithm: prompt creation, judging, pair building."""

@@ -1,0 +1,77 @@
+"""Pair building: from the scored answers of one prompt to a preference pair, or to the reason why there is none."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from selfreward_jax.core.rows import Judgement, Response
+from selfreward_jax.methods.judging import MAX_SCORE, mean_score
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """An answer with its judgements; `score` is their mean, None where too few could be read."""
+
+    response: Response
+    judgements: tuple[Judgement, ...]
+    score: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Drop:
+    """A prompt (`response_id` None) or an answer that was left out, and why."""
+
+    prompt_id: str
+    response_id: str | None
+    reason: str
+
+
+def rank(
+    responses: Sequence[Response], judgements: dict[str, list[Judgement]], *, min_parsed: int, keep_truncated: bool
+) -> tuple[list[Scored], list[Drop]]:
+    """The answers of one prompt that can be ranked, and those that can't."""
+    ranked, drops = [], []
+    for response in responses:
+        own = tuple(sorted(judgements.get(response.id, []), key=lambda j: j.index))
+        score = mean_score((j.score for j in own), min_parsed)
+        if response.stop_reason == "length" and not keep_truncated:
+            drops.append(Drop(response.prompt_id, response.id, "truncated"))
+        elif not own:
+            drops.append(Drop(response.prompt_id, response.id, "not_judged"))
+        elif score is None:
+            drops.append(Drop(response.prompt_id, response.id, "too_few_scores"))
+        else:
+            ranked.append(Scored(response, own, score))
+    return ranked, drops
+
+
+def best_worst(ranked: Sequence[Scored], min_margin: float) -> tuple[Scored, Scored] | str:
+    """Highest against lowest score (paper §2.3), or the reason why there is no pair.
+
+    Among equal scores the answer sampled first is taken.
+    """
+    if len(ranked) < 2:
+        return "fewer_than_two_ranked"
+    score = lambda s: s.score  # noqa: E731
+    chosen, rejected = max(ranked, key=score), min(ranked, key=score)
+    if chosen.score == rejected.score:
+        return "tie"
+    if chosen.score - rejected.score <= min_margin:  # type: ignore[operator]
+        return "margin_too_small"
+    if chosen.response.token_ids == rejected.response.token_ids:
+        return "identical_answers"
+    return chosen, rejected
+
+
+def positives(ranked: Sequence[Scored]) -> list[Scored]:
+    """Answers with the full score, for the paper's comparison with SFT on them (appendix A.4)."""
+    return [s for s in ranked if s.score == MAX_SCORE]
+
+
+def judgement_facts(scored: Scored) -> dict[str, Any]:
+    """What made an answer's score, for a pair's provenance."""
+    return {
+        "response": scored.response.id,
+        "judgements": [j.id for j in scored.judgements],
+        "scores": [j.score for j in scored.judgements],
+    }

@@ -1,0 +1,108 @@
+"""New prompts by showing old ones (Self-Instruct, Wang et al. 2022; paper §2.3), and the filters they must pass."""
+
+import collections
+import dataclasses
+import random
+import re
+from collections.abc import Iterable, Sequence
+
+from rouge_score.rouge_scorer import RougeScorer
+
+_NEXT_ITEM = re.compile(r"\n|\s(?:Task\s*)?\d{1,2}[.):]\s")
+
+
+def few_shot_list(demonstrations: Sequence[str]) -> str:
+    """A numbered list of tasks, one a line, that ends where the next one is to be written."""
+    lines = [f"{n}. {' '.join(task.split())}" for n, task in enumerate(demonstrations, 1)]
+    return "\n".join([*lines, f"{len(demonstrations) + 1}."])
+
+
+def pick_demonstrations(
+    seeds: Sequence[str], generated: Sequence[str], *, n_seed: int, n_generated: int, rng: random.Random
+) -> list[str]:
+    """`n_seed` seed prompts and `n_generated` generated ones in random order; seeds fill up a small pool."""
+    own = rng.sample(list(generated), min(n_generated, len(generated)))
+    wanted = min(n_seed + n_generated - len(own), len(seeds))
+    demonstrations = own + rng.sample(list(seeds), wanted)
+    rng.shuffle(demonstrations)
+    return demonstrations
+
+
+def first_item(continuation: str) -> str:
+    """The text up to where the model begins another item or an answer."""
+    return _NEXT_ITEM.split(continuation.strip(), maxsplit=1)[0].strip()
+
+
+@dataclasses.dataclass(frozen=True)
+class FilterSettings:
+    """The limits of Self-Instruct; `keywords` name what a model of text can't do."""
+
+    rouge_threshold: float
+    min_words: int
+    max_words: int
+    keywords: tuple[str, ...]
+
+
+class PromptFilter:
+    """Accepts or rejects prompts one after another, each compared with all accepted before it."""
+
+    def __init__(self, settings: FilterSettings, known: Iterable[str]):
+        self._settings = settings
+        self._scorer = RougeScorer(["rougeL"], use_stemmer=False)
+        words = "|".join(re.escape(k) for k in settings.keywords)
+        self._keywords = re.compile(rf"\b(?:{words})\b", re.IGNORECASE) if words else None
+        self._exact: set[str] = set()
+        self._known: list[tuple[str, collections.Counter[str], int]] = []
+        for text in known:
+            self._remember(text)
+
+    def _remember(self, text: str) -> None:
+        words = _rouge_words(text)
+        self._exact.add(" ".join(words))
+        self._known.append((text, collections.Counter(words), len(words)))
+
+    def similarity(self, text: str) -> float:
+        """Largest ROUGE-L F1 with any known prompt, exact where it exceeds the threshold, else 0."""
+        words = _rouge_words(text)
+        counts, size = collections.Counter(words), len(words)
+        largest = self._settings.rouge_threshold
+        found = 0.0
+        for other, other_counts, other_size in self._known:
+            # The longest common subsequence is at most the multiset overlap, which is far cheaper to find.
+            longest = min(size, other_size)
+            if 2 * longest <= largest * (size + other_size):
+                continue
+            if 2 * (counts & other_counts).total() <= largest * (size + other_size):
+                continue
+            f1 = self._scorer.score(other, text)["rougeL"].fmeasure
+            if f1 > largest:
+                largest = found = f1
+        return found
+
+    def reject_reason(self, text: str) -> str | None:
+        """Why a prompt is rejected, or None; an accepted one is remembered."""
+        s = self._settings
+        n_words = len(text.split())
+        if n_words < s.min_words:
+            return "too_short"
+        if n_words > s.max_words:
+            return "too_long"
+        if not text[0].isascii():
+            return "starts_non_ascii"
+        if not text[0].isalnum() and text[0] not in "\"'":
+            return "starts_with_punctuation"
+        if text.lower().startswith("write a program"):
+            return "asks_for_a_program"
+        if self._keywords and self._keywords.search(text):
+            return "keyword"
+        if " ".join(_rouge_words(text)) in self._exact:
+            return "duplicate"
+        if self.similarity(text) > s.rouge_threshold:
+            return "similar"
+        self._remember(text)
+        return None
+
+
+def _rouge_words(text: str) -> list[str]:
+    """The words that rouge-score compares: lower-case runs of ASCII letters and digits."""
+    return re.sub(r"[^a-z0-9]+", " ", text.lower()).split()

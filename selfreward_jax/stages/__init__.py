@@ -1,0 +1,1 @@
+"""One file per arrow of the paper's figure: rows in, rows out, resumable."""

@@ -1,0 +1,146 @@
+"""New prompts x for an iteration: self-instruct with filters, or a file."""
+
+import random
+
+from selfreward_jax.core.errors import UserError
+from selfreward_jax.core.progress import meter, say
+from selfreward_jax.core.rows import Prompt, Row, as_messages, content_id, load_rows, read_jsonl, to_line
+from selfreward_jax.core.seeds import load_ift
+from selfreward_jax.core.store import exists, sha256_file
+from selfreward_jax.engine.generate import Request, check_fits, generate_batch
+from selfreward_jax.llama.load import Model
+from selfreward_jax.methods.self_instruct import (
+    FilterSettings,
+    PromptFilter,
+    few_shot_list,
+    first_item,
+    pick_demonstrations,
+)
+from selfreward_jax.stages.run import ModelRef, Run
+from selfreward_jax.stages.sampling import sampling_settings
+from selfreward_jax.stages.templates import packaged
+
+
+def create_prompts(run: Run, t: int, model: ModelRef) -> list[Prompt]:
+    """The prompts from which M_t learns, different from those of all earlier iterations.
+
+    Args:
+      model: M_{t-1}; writes the prompts only if `prompts.generator` is "current" (paper: the fixed M0 does).
+    """
+    c = run.config.prompts
+    artefact = f"m{t}/prompts.jsonl"
+    earlier = [f"m{i}/prompts.jsonl" for i in range(2, t)]
+    inputs = {
+        "stage": "prompts",
+        "settings": c.to_dict(),
+        "seed": run.config.seed,
+        "earlier": [run.hash_of(path) for path in earlier],
+    }
+    if c.source != "self_instruct":
+        if not exists(c.source):
+            raise UserError(f"config.prompts.source: {c.source}: no such file; give self_instruct or a JSONL file.")
+        inputs["file"] = sha256_file(c.source)
+        if not run.is_made(artefact, inputs):
+            rows = _from_file(run, t)
+            run.write(artefact, inputs, "".join(map(to_line, rows)))
+        return load_rows(run.root / artefact, Prompt)
+
+    generator = run.base() if c.generator == "base" else model
+    ift = run.config.seeds.ift
+    inputs |= {
+        "model": generator.hash,
+        "ift": sha256_file(ift) if ift != "builtin" and exists(ift) else ift,
+        "template": content_id(packaged("self_instruct.txt")),
+        "rows": run.config.generation.rows,
+    }
+    if run.is_made(artefact, inputs):
+        run.skip(f"M{t} prompts")
+    else:
+        _self_instruct(run, t, generator, artefact, inputs, earlier)
+    return load_rows(run.root / artefact, Prompt)
+
+
+def _from_file(run: Run, t: int) -> list[Prompt]:
+    """The iteration's share of a prompt file, in the file's order."""
+    c = run.config.prompts
+    rows = read_jsonl(c.source, lambda row: as_messages(row["prompt"]), "rows with a prompt")
+    prompts = list({content_id(messages): messages for messages in rows}.values())
+    start = (t - 2) * c.count
+    share = prompts[start : start + c.count]
+    if not share:
+        raise UserError(
+            f"config.prompts.source: {c.source} has {len(prompts)} prompts, none left for M{t};"
+            f" lower prompts.count ({c.count} an iteration) or add prompts."
+        )
+    return [Prompt(content_id(messages), messages, "file") for messages in share]
+
+
+def _self_instruct(run: Run, t: int, ref: ModelRef, artefact: str, inputs: dict, earlier: list[str]) -> None:
+    """Rounds of one batch each: write candidates from fresh demonstrations, filter them one after another."""
+    c = run.config.prompts
+    seeds = [d.messages[-1]["content"] for d in load_ift(run.config.seeds.ift)]
+    pool = [p.messages[-1]["content"] for path in earlier for p in load_rows(run.root / path, Prompt)]
+    limits = FilterSettings(c.rouge_threshold, c.min_words, c.max_words, tuple(c.keywords))
+    accept = PromptFilter(limits, [*seeds, *pool])
+    journal = run.journal(artefact, inputs)
+    kept: list[Row] = []
+    rejected: list[Row] = []
+    batch_rows = min(run.config.generation.rows, max(8, 2 * c.count))
+    model: Model | None = None
+    with meter(f"M{t} prompts", c.count, unit="prompts") as progress:
+        for number in range(c.max_rounds):
+            if not journal.has(number):
+                model = model or run.load(ref)
+                candidates = _candidates(run, model, t, number, seeds, [*pool, *(r["text"] for r in kept)], batch_rows)
+                journal.write(number, candidates)
+            tokens = 0
+            for row in journal.rows(number):
+                tokens += row["tokens"]
+                reason = accept.reject_reason(row["text"]) if row["text"] else "empty"
+                if len(kept) >= c.count:
+                    break
+                (rejected if reason else kept).append({**row, "reason": reason})
+            progress.advance(min(len(kept), c.count) - progress.done, tokens)
+            if len(kept) >= c.count:
+                break
+            run.interrupt.check()
+    if not kept:
+        raise UserError(f"M{t} prompts: none of {len(rejected)} candidates passed the filters; see config.prompts.")
+    if len(kept) < c.count:
+        say(f"M{t} prompts: only {len(kept)} of {c.count} after {c.max_rounds} rounds (prompts.max_rounds)")
+    prompts = []
+    for row in kept:
+        messages = as_messages(row["text"])
+        prompts.append(Prompt(content_id(messages), messages, f"self_instruct:{ref.name}:{ref.hash}"))
+    reasons: dict[str, int] = {}
+    for row in rejected:
+        reasons[row["reason"]] = reasons.get(row["reason"], 0) + 1
+    run.write(f"m{t}/rejected_prompts.jsonl", inputs, "".join(map(to_line, rejected)))
+    counts = {"prompts/kept": len(kept), **{f"prompts/rejected_{k}": v for k, v in sorted(reasons.items())}}
+    run.write(artefact, inputs, "".join(map(to_line, prompts)), metrics=counts)
+    journal.discard()
+
+
+def _candidates(run: Run, model: Model, t: int, number: int, seeds: list[str], pool: list[str], rows: int) -> list[Row]:
+    """One round's raw candidates, each from its own demonstrations."""
+    c = run.config.prompts
+    start = model.chat.prompt_ids([{"role": "user", "content": packaged("self_instruct.txt").strip()}])
+    requests = []
+    for n in range(rows):
+        rng = random.Random(f"{run.config.seed}/{t}/{number}/{n}")
+        shown = pick_demonstrations(seeds, pool, n_seed=c.demos_seed, n_generated=c.demos_generated, rng=rng)
+        ids = (*start, *model.chat.text_ids(few_shot_list(shown)))
+        requests.append(Request(f"{number}/{n}", ids))
+    settings = sampling_settings(c)
+    check_fits(requests, settings, model.context, "prompt round")
+    completions = generate_batch(
+        model,
+        requests,
+        1,
+        settings,
+        seed=run.config.seed,
+        size=rows,
+        bucket=run.config.generation.length_bucket,
+        purpose=f"m{t}/prompts\0{run.ref('m0').hash if c.generator == 'base' else model.hash}",
+    )
+    return [{"text": first_item(x.text), "tokens": len(x.token_ids), "raw": x.text} for x in completions]

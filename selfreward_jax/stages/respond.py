@@ -1,0 +1,48 @@
+"""Candidate answers y: N samples of each prompt from the current model (paper §2.3)."""
+
+import functools
+from collections.abc import Sequence
+
+from selfreward_jax.core.rows import Prompt, Response, content_id, load_rows
+from selfreward_jax.engine.generate import Completion, Request, check_fits
+from selfreward_jax.stages.run import ModelRef, Run
+from selfreward_jax.stages.sampling import sample_artefact, sampling_settings
+
+
+def respond(run: Run, folder: str, model: ModelRef, prompts: Sequence[Prompt]) -> list[Response]:
+    """Samples `respond.n` answers to every prompt, written to `FOLDER/responses.jsonl` in the prompts' order.
+
+    Raises:
+      UserError: a prompt is too long for the model's context.
+    """
+    c = run.config.respond
+    artefact = f"{folder}/responses.jsonl"
+    inputs = {
+        "stage": "respond",
+        "model": model.hash,
+        "chat": run.chat_hashes(),
+        "prompts": content_id([p.id for p in prompts]),
+        "settings": c.to_dict(),
+        "generation": run.config.generation.to_dict(),
+        "seed": run.config.seed,
+    }
+    title = f"{model.name.upper()} answers"
+    if run.is_made(artefact, inputs):
+        run.skip(title)
+        return load_rows(run.root / artefact, Response)
+
+    chat, context = run.chat, run.context
+    requests = [Request(p.id, tuple(chat.prompt_ids(p.messages))) for p in prompts]
+    settings = sampling_settings(c)
+    check_fits(requests, settings, context, "prompt")
+
+    to_row = functools.partial(response_row, model.hash)
+    place = {p.id: n for n, p in enumerate(prompts)}
+    order = lambda row: (place[row["prompt_id"]], row["index"])  # noqa: E731
+    sample_artefact(run, artefact, inputs, model, requests, c.n, settings, to_row, order, title)
+    return load_rows(run.root / artefact, Response)
+
+
+def response_row(model_hash: str, x: Completion) -> Response:
+    id = content_id(model_hash, x.request.id, x.index, x.token_ids)
+    return Response(id, x.request.id, x.index, x.token_ids, x.text, x.stop_reason, x.logp)

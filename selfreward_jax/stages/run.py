@@ -1,0 +1,245 @@
+"""A run: its folder, its configuration, its models, and the bookkeeping that every stage shares."""
+
+import dataclasses
+import functools
+import importlib.metadata
+import json
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from selfreward_jax import __version__
+from selfreward_jax.core.config import differences, to_dict
+from selfreward_jax.core.errors import UserError
+from selfreward_jax.core.interrupt import Interrupt
+from selfreward_jax.core.mesh import make_mesh
+from selfreward_jax.core.progress import meter, say
+from selfreward_jax.core.rows import Row
+from selfreward_jax.core.store import Journal, Manifest, is_local, sha256_file, write_atomic
+from selfreward_jax.core.tokens import Chat, sha256_json
+from selfreward_jax.llama.config import LlamaConfig
+from selfreward_jax.llama.load import MODEL_FILE, Model, load_chat, load_model
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelRef:
+    """A model of the run by name, `m0` to `mT`, with the hash of its weights; `Run.load` gives the weights."""
+
+    name: str
+    hash: str
+
+
+def versions() -> dict[str, str]:
+    """Of what can change a run's numbers."""
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "tokenizers", "numpy")
+    found = {name: importlib.metadata.version(name) for name in packages}
+    return {"python": platform.python_version(), "selfreward_jax": __version__, **found}
+
+
+class Run:
+    """What the stages work in. At most one model's weights are in memory."""
+
+    def __init__(self, workdir: str, config: ConfigDict, *, resume: str = "", interrupt: Interrupt | None = None):
+        """Opens or begins a run.
+
+        Args:
+          resume: "force" to go on in a folder that was begun with another configuration.
+
+        Raises:
+          UserError: the folder belongs to another configuration, or isn't a run.
+        """
+        self.root = epath.Path(workdir)
+        if is_local(self.root):
+            self.root = self.root.expanduser().resolve()
+        self.config: Any = config  # ConfigDict's attributes have no types
+        self.interrupt = interrupt or Interrupt()
+        self._claim(resume)
+        self.manifest = Manifest(self.root)
+        self.manifest.record("config.json", {}, seed=config.seed, versions=versions())
+        self.mesh = make_mesh(**self.config.mesh)
+        self._loaded: tuple[str, Model] | None = None
+
+    def _claim(self, resume: str) -> None:
+        path = self.root / "config.json"
+        new = to_dict(self.config)
+        if path.exists():
+            changed = differences(json.loads(path.read_text()), new)
+            if changed and resume != "force":
+                shown = "; ".join(changed[:5]) + (f"; and {len(changed) - 5} more" if len(changed) > 5 else "")
+                raise UserError(
+                    f"--workdir={self.root}: begun with another configuration ({shown});"
+                    " use --resume=force to go on with the new one, or a new folder."
+                )
+            if not changed:
+                return
+        elif self.root.exists() and (not self.root.is_dir() or any(self.root.iterdir())):
+            raise UserError(f"--workdir={self.root}: not empty and not a run; choose a new folder.")
+        write_atomic(path, json.dumps(new, indent=2) + "\n")
+
+    # Models.
+
+    def base(self) -> ModelRef:
+        """M0, hashed once and recorded."""
+        c = self.config.model
+        inputs = {"stage": "base", "model": c.to_dict()}
+        if not self.manifest.is_made(f"m0/{MODEL_FILE}", inputs):
+            model = self._load_base()
+            facts = {"hash": model.hash, "path": c.path, **model.chat.hashes}
+            write_atomic(self.root / "m0" / MODEL_FILE, json.dumps(facts, indent=2) + "\n")
+            self.record(f"m0/{MODEL_FILE}", inputs, **facts)
+        return self.ref("m0")
+
+    def _load_base(self) -> Model:
+        c = self.config.model
+        model = load_model(
+            c.path, mesh=self.mesh, dtype=c.dtype, param_dtype=c.param_dtype, chat_template=c.chat_template
+        )
+        self._loaded = ("m0", model)
+        return model
+
+    def ref(self, name: str) -> ModelRef:
+        """A model that exists already.
+
+        Raises:
+          UserError: it has not been made yet.
+        """
+        path = self.root / name / MODEL_FILE
+        if self.manifest.entry(f"{name}/{MODEL_FILE}") is None or not path.exists():
+            raise UserError(
+                f"{self.root / name}: {name.upper()} has not been made yet; run the stages before it first."
+            )
+        return ModelRef(name, json.loads(path.read_text())["hash"])
+
+    def load(self, ref: ModelRef) -> Model:
+        """The weights of a model; those of any other are let go first."""
+        if self._loaded and self._loaded[0] == ref.name:
+            return self._loaded[1]
+        self._loaded = None
+        if ref.name == "m0":
+            model = self._load_base()
+            if model.hash != ref.hash:
+                raise UserError(f"config.model.path: {self.config.model.path} has changed since the run began.")
+            return model
+        c = self.config.model
+        model = load_model(
+            str(self.root / ref.name),
+            mesh=self.mesh,
+            dtype=c.dtype,
+            param_dtype=c.param_dtype,
+            chat_template=c.chat_template,
+        )
+        self._loaded = (ref.name, model)
+        return model
+
+    def take(self, ref: ModelRef) -> Model:
+        """The weights for training, which consumes them: the run keeps no hold on them."""
+        model = self.load(ref)
+        self._loaded = None
+        return model
+
+    def reference(self, t: int) -> ModelRef:
+        """The frozen model of the preference training that makes M_t (paper: M_{t-1})."""
+        return self.named(self.config.dpo.reference, t)
+
+    def named(self, choice: str, t: int) -> ModelRef:
+        """`current` is M_{t-1}; `m0` and `m1` are what they say."""
+        return self.ref(f"m{t - 1}" if choice == "current" else choice)
+
+    @functools.cached_property
+    def _chat(self) -> tuple[LlamaConfig, Chat]:
+        return load_chat(self.config.model.path, self.config.model.chat_template)
+
+    @property
+    def chat(self) -> Chat:
+        """Tokenizer and template, the same for all models of the run."""
+        return self._chat[1]
+
+    @property
+    def context(self) -> int:
+        """The most tokens that a prompt and its response may have together."""
+        return self._chat[0].max_position_embeddings
+
+    def chat_hashes(self) -> dict[str, str]:
+        """Of tokenizer and chat template."""
+        facts = json.loads((self.root / "m0" / MODEL_FILE).read_text())
+        return {name: facts[name] for name in ("tokenizer", "chat_template")}
+
+    def keep(self, ref: ModelRef, model: Model) -> None:
+        """Holds a model that was just trained, so that the next stage needn't read it."""
+        self._loaded = (ref.name, model)
+
+    def claim_training(self, marker: epath.Path, inputs: dict[str, Any]) -> None:
+        """Makes sure that a folder's checkpoints are of these inputs; those of other inputs are removed."""
+        key = sha256_json(inputs)
+        if marker.exists() and marker.read_text() == key:
+            return
+        for name in ("checkpoints", "tb"):
+            if (marker.parent / name).exists():
+                (marker.parent / name).rmtree()
+        (marker.parent / "metrics.jsonl").unlink(missing_ok=True)
+        write_atomic(marker, key)
+
+    # Artefacts.
+
+    def hash_of(self, artefact: str) -> str:
+        """SHA-256 of an artefact's bytes, as recorded, else read."""
+        entry = self.manifest.entry(artefact)
+        return entry["sha256"] if entry and "sha256" in entry else sha256_file(self.root / artefact)
+
+    def record(self, artefact: str, inputs: dict[str, Any], **facts: Any) -> None:
+        path = self.root / artefact
+        self.manifest.record(
+            artefact, inputs, sha256=sha256_file(path), made_by=f"selfreward_jax {__version__}", **facts
+        )
+
+    def is_made(self, artefact: str, inputs: dict[str, Any]) -> bool:
+        """Whether an artefact is there already, made from exactly these inputs."""
+        return self.manifest.is_made(artefact, inputs)
+
+    def todo(
+        self, artefact: str, inputs: dict[str, Any], title: str, sizes: Sequence[int]
+    ) -> Iterator[tuple[int, Callable[[list[Any], int], None]]]:
+        """The parts of an artefact that are still to be made, with a progress bar over all of them.
+
+        Args:
+          sizes: rows of each part.
+
+        Yields:
+          The part's number, and a function that takes its rows and how many tokens they cost, and stores them.
+        """
+        journal = self.journal(artefact, inputs)
+        finished = sum(size for n, size in enumerate(sizes) if journal.has(n))
+        with meter(title, sum(sizes), done=finished) as progress:
+            for n, size in enumerate(sizes):
+                if journal.has(n):
+                    continue
+
+                def done(rows: list[Any], tokens: int, n: int = n, size: int = size) -> None:
+                    journal.write(n, rows)
+                    progress.advance(size, tokens)
+
+                yield n, done
+                self.interrupt.check()
+
+    def journal(self, artefact: str, inputs: dict[str, Any]) -> Journal:
+        return Journal(self.root / artefact, inputs)
+
+    def finish(
+        self, artefact: str, inputs: dict[str, Any], order: Callable[[Row], Any] | None = None, **facts: Any
+    ) -> None:
+        """Joins an artefact's parts in the given order and records it."""
+        journal = self.journal(artefact, inputs)
+        journal.finish(order)
+        self.record(artefact, inputs, **facts)
+        journal.discard()
+
+    def write(self, artefact: str, inputs: dict[str, Any], text: str, **facts: Any) -> None:
+        """Writes an artefact that is made in one go."""
+        write_atomic(self.root / artefact, text)
+        self.record(artefact, inputs, **facts)
+
+    def skip(self, title: str) -> None:
+        say(f"{title}: done already")

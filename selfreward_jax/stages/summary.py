@@ -1,0 +1,141 @@
+"""What a run came to: one row per model, as a table for people and as `summary.json`."""
+
+import collections
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from selfreward_jax.core.rows import Judgement, Response, group_by, load_rows
+from selfreward_jax.core.store import write_atomic
+from selfreward_jax.llama.load import MODEL_FILE
+from selfreward_jax.methods.judging import mean_score
+from selfreward_jax.stages.run import Run
+
+
+def answer_metrics(
+    responses: Sequence[Response], judgements: Sequence[Judgement], *, min_parsed: int
+) -> dict[str, Any]:
+    """How a model answered and judged: lengths in tokens, scores, share of readable judgements, share of ties.
+
+    `judge/tie_rate` is the share of prompts, of those with two ranked answers, whose best and worst mean scores are
+    equal.
+    """
+    by_response = group_by(judgements, lambda j: j.response_id)
+    scores = {r.id: mean_score((j.score for j in by_response.get(r.id, [])), min_parsed) for r in responses}
+    ranked = [s for s in scores.values() if s is not None]
+    parsed = [j.score for j in judgements if j.score is not None]
+    ties = compared = 0
+    for group in group_by(responses, lambda r: r.prompt_id).values():
+        own = [s for r in group if (s := scores[r.id]) is not None]
+        if len(own) > 1:
+            compared += 1
+            ties += min(own) == max(own)
+    histogram = collections.Counter(min(int(s + 0.5), 5) for s in parsed)
+    return {
+        "gen/responses": len(responses),
+        "gen/len_mean": _mean([len(r.token_ids) for r in responses]),
+        "gen/truncated_frac": _mean([r.stop_reason == "length" for r in responses]),
+        "judge/judgements": len(judgements),
+        "judge/parse_rate": _mean([j.score is not None for j in judgements]),
+        "judge/score_mean": _mean(ranked),
+        "judge/score_hist": [histogram[s] for s in range(6)],
+        "judge/tie_rate": ties / compared if compared else None,
+    }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def summarise(run: Run) -> list[dict[str, Any]]:
+    """One dict per model M1 to M_T as far as they exist; written to `summary.json`."""
+    T = run.config.loop.iterations
+    rows = []
+    for t in range(1, T + 1):
+        entry = run.manifest.entry(f"m{t}/{MODEL_FILE}")
+        if entry is None:
+            break
+        row: dict[str, Any] = {"model": f"M{t}", "hash": entry["hash"], "stage": entry["inputs"]["stage"]}
+        row["train"] = entry["metrics"]
+        row["data"] = entry.get("data", {})
+        folder = f"m{t + 1}" if t < T else f"m{t}/eval"
+        if all(run.manifest.entry(f"{folder}/{name}.jsonl") for name in ("responses", "judgements")):
+            responses = load_rows(run.root / folder / "responses.jsonl", Response)
+            judgements = load_rows(run.root / folder / "judgements.jsonl", Judgement)
+            row |= answer_metrics(responses, judgements, min_parsed=run.config.judge.min_parsed)
+        for name in ("prompts", "pairs"):
+            made = run.manifest.entry(f"m{t}/{name}.jsonl")
+            row |= made.get("metrics", {}) if made else {}
+        rows.append(row)
+    write_atomic(run.root / "summary.json", json.dumps(rows, indent=2) + "\n")
+    return rows
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.0f}%"
+
+
+def _change(train: dict[str, Any], name: str) -> str:
+    first, last = train["first"].get(name), train["last"].get(name)
+    return "-" if first is None or last is None else f"{first:.3f} → {last:.3f}"
+
+
+def table(rows: Sequence[dict[str, Any]]) -> Table:
+    """One column per model. "Answers" are the model's own, judged by itself."""
+    shown = Table(title="Self-rewarding run", title_justify="left", show_lines=False)
+    shown.add_column("", no_wrap=True)
+    for row in rows:
+        shown.add_column(row["model"], justify="right")
+
+    def line(name: str, value) -> None:
+        shown.add_row(name, *(value(row) for row in rows))
+
+    line("trained by", lambda r: f"{r['stage'].upper()}, {r['train'].get('steps', 0)} steps")
+    line("loss, first → last", lambda r: _change(r["train"], "loss"))
+    line("DPO accuracy, last", lambda r: _percent(r["train"]["last"].get("rewards/accuracies")))
+    line("DPO margin, last", lambda r: _number(r["train"]["last"].get("rewards/margins"), 4))
+    line("prompts kept", lambda r: str(r.get("prompts/kept", "-")))
+    line("pairs learnt from", lambda r: str(r.get("pairs/kept", "-")))
+    reasons = sorted({k for r in rows for k in r if k.startswith("pairs/dropped_")})
+    for reason in reasons:
+        line(f"  {_reason(reason)}", lambda r, k=reason: str(r.get(k, 0)) if r["stage"] == "dpo" else "-")
+    line("its answers", lambda r: str(r.get("gen/responses", "-")))
+    line("  mean length, tokens", lambda r: _number(r.get("gen/len_mean"), 0))
+    line("  cut by the limit", lambda r: _percent(r.get("gen/truncated_frac")))
+    line("  mean score, 0-5", lambda r: _number(r.get("judge/score_mean")))
+    line(
+        "  scores 0/1/2/3/4/5", lambda r: "/".join(map(str, r["judge/score_hist"])) if "judge/score_hist" in r else "-"
+    )
+    line("  judgements parsed", lambda r: _percent(r.get("judge/parse_rate")))
+    line("  prompts tied", lambda r: _percent(r.get("judge/tie_rate")))
+    return shown
+
+
+def _reason(key: str) -> str:
+    what = key.removeprefix("pairs/dropped_")
+    unit = "answers" if what in ("truncated", "not_judged", "too_few_scores") else "prompts"
+    return f"{unit} left out: {what.replace('_', ' ')}"
+
+
+def show(run: Run, rows: Sequence[dict[str, Any]]) -> None:
+    """The table and where everything lies, on standard output."""
+    console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = 160
+    console.print(table(rows))
+    console.print(f"Run          {run.root}")
+    for row in rows:
+        console.print(f"  {row['model']}         {run.root / row['model'].lower()}")
+    console.print(f"  rows       {run.root}/m*/prompts, responses, judgements, pairs, dropped (.jsonl)")
+    console.print(f"  training   {run.root}/m*/metrics.jsonl, m*/tb (TensorBoard)")
+    console.print(f"  summary    {run.root / 'summary.json'}; what made what: {run.root / 'manifest.jsonl'}")
+    newest = run.root / rows[-1]["model"].lower() if rows else run.root
+    console.print(f"Talk to it:  selfreward chat --workdir={run.root}")
+    console.print(f"Take it out: selfreward export --model={newest} --output=DIR")

@@ -1,0 +1,1 @@
+"""Losses, steps and the loop that SFT and DPO share."""

@@ -1,0 +1,142 @@
+"""The training loop that SFT and DPO share: batches in a fixed order, checkpoints, and exact resume."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from selfreward_jax.core.checkpoints import Checkpoints
+from selfreward_jax.core.errors import UserError
+from selfreward_jax.core.interrupt import Interrupt
+from selfreward_jax.core.mesh import put_rows
+from selfreward_jax.core.metrics import MetricsLog
+from selfreward_jax.core.progress import meter
+from selfreward_jax.core.rows import Row
+from selfreward_jax.llama.load import Model
+from selfreward_jax.training.batches import Batch, TrainRow, batch_indices, make_batch, steps_per_epoch
+from selfreward_jax.training.objectives import PairLogps
+from selfreward_jax.training.optimizer import OptimizerSettings
+from selfreward_jax.training.step import ForwardSettings, Objective, TrainState, add, gradients, init_state, update
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainSettings:
+    """How to train; `micro_batch_size` 0 means the whole batch at once."""
+
+    optimizer: OptimizerSettings
+    forward: ForwardSettings
+    batch_size: int
+    micro_batch_size: int
+    length_bucket: int
+    checkpoint_every: int
+    checkpoint_keep: int
+    tensorboard: bool
+
+
+def micro_batches(rows: Sequence[TrainRow], size: int, bucket: int) -> list[tuple[Batch, PairLogps | None]]:
+    """Splits a batch into padded micro-batches of like length (longest first); how it is split changes no gradient."""
+    ordered = sorted(rows, key=len, reverse=True)
+    parts = [ordered[i : i + size] for i in range(0, len(ordered), size)]
+    batches = []
+    for part in parts:
+        filler = [None] * (size - len(part))
+        examples = [e for n in range(len(part[0].examples)) for e in [*(row.examples[n] for row in part), *filler]]
+        batch = make_batch(examples, rows=len(examples), bucket=bucket)
+        reference = None
+        if part[0].reference:
+            columns = np.zeros((2, size), np.float32)
+            columns[:, : len(part)] = np.array([row.reference for row in part], np.float32).T
+            reference = PairLogps(*jnp.asarray(columns))
+        batches.append((batch, reference))
+    return batches
+
+
+def train(
+    model: Model,
+    rows: Sequence[TrainRow],
+    objective: Objective,
+    settings: TrainSettings,
+    *,
+    seed: int,
+    folder: epath.Path | None,
+    title: str,
+    interrupt: Interrupt,
+) -> tuple[Model, int, list[Row]]:
+    """Trains on all rows for `settings.optimizer.steps` steps, from the newest checkpoint if there is one.
+
+    Args:
+      model: where to start; its weights are given up.
+      rows: the order in which they are seen follows from `seed`.
+      folder: for `checkpoints/`, `metrics.jsonl` and `tb/`.
+      title: of the progress bar.
+
+    Returns:
+      The trained model, the step of its checkpoint, and the metrics of every step.
+
+    Raises:
+      Interrupted: after saving, if a stop was asked for.
+      UserError: the loss is not finite.
+    """
+    steps = settings.optimizer.steps
+    micro = settings.micro_batch_size or settings.batch_size
+    per_epoch = steps_per_epoch(len(rows), settings.batch_size)
+    state = init_state(model.config, settings.optimizer, model.params)
+    checkpoints = Checkpoints(folder / "checkpoints", settings.checkpoint_keep) if folder else None
+    start = (checkpoints.latest() or 0) if checkpoints else 0
+    if checkpoints and start:
+        restored = checkpoints.restore(start, {"params": state.params, "opt_state": state.opt_state})
+        state = TrainState(jnp.int32(start), **restored)
+    log = MetricsLog(folder, start_step=start, tensorboard=settings.tensorboard)
+
+    def save(step: int) -> None:
+        log.flush()
+        if checkpoints and checkpoints.latest() != step:
+            checkpoints.save(step, {"params": state.params, "opt_state": state.opt_state})
+
+    dropout_key = jax.random.key(seed)
+    with meter(title, steps, done=start, unit="steps") as progress, jax.set_mesh(model.mesh):
+        for step in range(start, steps):
+            chosen = [rows[i] for i in batch_indices(len(rows), settings.batch_size, seed=seed, step=step)]
+            count = np.float32(objective.count(chosen))
+            total = None
+            for n, (batch, reference) in enumerate(micro_batches(chosen, micro, settings.length_bucket)):
+                part = gradients(
+                    model.config,
+                    objective,
+                    settings.forward,
+                    state.params,
+                    put_rows(batch, model.mesh),
+                    put_rows(reference, model.mesh),
+                    count,
+                    jax.random.fold_in(jax.random.fold_in(dropout_key, step), n),
+                )
+                total = part if total is None else add(total, part)
+            assert total is not None
+            grads, sums = total
+            state, facts = update(model.config, settings.optimizer, state, grads)
+            sums, facts = jax.device_get((sums, facts))
+            loss = float(sums.pop("loss"))
+            if not np.isfinite(loss):
+                raise UserError(f"{title}: the loss is {loss} at step {step + 1}; lower the learning rate.")
+            tokens = sum(len(e) for row in chosen for e in row.examples)
+            log.write(
+                {
+                    "step": step + 1,
+                    "epoch": (step + 1) / per_epoch,
+                    "loss": loss,
+                    **{name: float(value / count) for name, value in sums.items()},
+                    **{name: float(value) for name, value in facts.items()},
+                    "num_tokens": tokens + (log.rows[-1]["num_tokens"] if log.rows else 0),
+                }
+            )
+            progress.advance(1, tokens)
+            if interrupt.requested or (step + 1) % settings.checkpoint_every == 0 or step + 1 == steps:
+                save(step + 1)
+            interrupt.check()
+    if checkpoints:
+        checkpoints.close()
+    log.close()
+    return dataclasses.replace(model, params=state.params), steps, log.rows

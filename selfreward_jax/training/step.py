@@ -1,0 +1,138 @@
+"""The jitted pieces of a training step: gradients of a micro-batch added to a sum, and one update from the sum.
+
+Each micro-batch contributes sums that are divided by the whole batch's count (tokens for SFT, pairs for DPO), so
+accumulating is exact however the rows are split.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import cast
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from selfreward_jax.core.mesh import constrain_rows
+from selfreward_jax.llama.config import LlamaConfig
+from selfreward_jax.llama.params import Params
+from selfreward_jax.training.batches import Batch, TrainRow
+from selfreward_jax.training.logps import response_logps
+from selfreward_jax.training.objectives import PairLogps, dpo_loss
+from selfreward_jax.training.optimizer import OptimizerSettings, make_optimizer, schedule
+
+
+@struct.dataclass
+class TrainState:
+    """What a checkpoint holds: updates done so far, weights, optimiser state."""
+
+    step: jax.Array
+    params: Params
+    opt_state: optax.OptState
+
+
+@dataclasses.dataclass(frozen=True)
+class ForwardSettings:
+    """How log-probabilities are computed; static under jit."""
+
+    dtype: str
+    head_chunk: int
+    remat: bool
+    dropout: float
+
+
+@dataclasses.dataclass(frozen=True)
+class SFT:
+    """Negative log-likelihood of response tokens, averaged over the batch's tokens."""
+
+    def losses(self, logps_B: jax.Array, batch: Batch, reference: PairLogps | None):
+        return -logps_B.sum(), {}
+
+    def count(self, rows: Sequence[TrainRow]) -> int:
+        """What the loss is averaged over: response tokens."""
+        return sum(len(row.examples[0].response_ids) for row in rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class DPO:
+    """DPO; a batch holds the chosen rows of all pairs, then the rejected ones."""
+
+    beta: float
+    label_smoothing: float = 0.0
+
+    def losses(self, logps_B: jax.Array, batch: Batch, reference: PairLogps | None):
+        assert reference is not None
+        chosen, rejected = jnp.split(logps_B, 2)
+        loss, metrics = dpo_loss(PairLogps(chosen, rejected), reference, self.beta, self.label_smoothing)
+        real = jnp.split(batch.response_lengths, 2)[0] > 0
+        sums = {name: jnp.where(real, value, 0.0).sum() for name, value in metrics.items()}
+        return jnp.where(real, loss, 0.0).sum(), sums
+
+    def count(self, rows: Sequence[TrainRow]) -> int:
+        """What the loss is averaged over: pairs."""
+        return len(rows)
+
+
+Objective = SFT | DPO
+
+
+@functools.partial(jax.jit, static_argnames=("config", "objective", "settings"))
+def gradients(
+    config: LlamaConfig,
+    objective: Objective,
+    settings: ForwardSettings,
+    params: Params,
+    batch: Batch,
+    reference: PairLogps | None,
+    count: jax.Array,
+    key: jax.Array,
+) -> tuple[Params, dict[str, jax.Array]]:
+    """Gradient of a micro-batch's share of the loss, and its metric sums (`loss` is already the share).
+
+    Args:
+      reference: the frozen model's log-probabilities of the same rows, for objectives that need them.
+      count: what the whole batch's loss is divided by.
+      key: of the dropout.
+    """
+
+    def loss_fn(params):
+        logps_B = response_logps(
+            config,
+            params,
+            batch,
+            dtype=jnp.dtype(settings.dtype),
+            head_chunk=settings.head_chunk,
+            remat=settings.remat,
+            dropout_rate=settings.dropout,
+            dropout_key=key if settings.dropout > 0 else None,
+            constrain=constrain_rows,
+        )
+        total, sums = objective.losses(logps_B, batch, reference)
+        loss = total / count
+        return loss, {"loss": loss, **sums}
+
+    return jax.grad(loss_fn, has_aux=True)(params)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def add(total, more):
+    return jax.tree.map(jnp.add, total, more)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "settings"), donate_argnums=2)
+def update(
+    config: LlamaConfig, settings: OptimizerSettings, state: TrainState, grads: Params
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One optimiser step. Returns the new state, the gradient's norm before clipping, and the learning rate."""
+    optimizer = make_optimizer(config, settings)
+    metrics = {"grad_norm": optax.global_norm(grads), "learning_rate": schedule(settings)(state.step)}
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = cast(Params, optax.apply_updates(state.params, updates))
+    return TrainState(state.step + 1, params, opt_state), metrics
+
+
+def init_state(config: LlamaConfig, settings: OptimizerSettings, params: Params) -> TrainState:
+    """Step 0; the optimiser's moments are laid out like the weights."""
+    optimizer = make_optimizer(config, settings)
+    return TrainState(jnp.int32(0), params, jax.jit(optimizer.init)(params))
