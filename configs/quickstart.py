@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
     c.model.dtype = "float32"
     c.mesh.fsdp = 1
 
-    c.seeds.max_rows = 48
+    c.seeds.max_rows = 40
     c.sft.learning_rate = 2e-5
     c.sft.final_learning_rate = 4e-6
     c.sft.warmup_steps = 2
@@ -25,10 +25,10 @@ def get_config() -> ConfigDict:
     c.sft.dropout = 0.0  # 0.1 on every branch ruins a model of this size that was trained without
     c.sft.max_length = 512
 
-    c.prompts.count = 16
+    c.prompts.count = 12
     c.prompts.max_new_tokens = 40
     c.respond.max_new_tokens = 96
-    c.judge.max_new_tokens = 80
+    c.judge.max_new_tokens = 72
 
     c.dpo.learning_rate = 5e-6
     c.dpo.final_learning_rate = 5e-7

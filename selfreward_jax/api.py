@@ -137,6 +137,7 @@ def pairs(
     responses: Sequence[Response],
     judgements: Sequence[Judgement],
     *,
+    rule: str = "best_worst",
     min_parsed: int = 2,
     min_margin: float = 0.0,
     keep_truncated: bool = False,
@@ -145,7 +146,7 @@ def pairs(
     ref = ModelRef(model.name, model.hash)
     made, _, _ = make_pairs(
         model.chat, _prompts(prompts), responses, judgements, model=ref, reference=ref,
-        min_parsed=min_parsed, min_margin=min_margin, keep_truncated=keep_truncated,
+        rule=rule, min_parsed=min_parsed, min_margin=min_margin, keep_truncated=keep_truncated,
     )  # fmt: skip
     return made
 

@@ -1,6 +1,7 @@
 """The command line: verbs and flags, and the one place where errors become one line and exit status 2."""
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Sequence
 
@@ -17,6 +18,20 @@ EXAMPLES = """examples:
 Any field of the configuration can be changed on the command line: --config.FIELD=VALUE. Run again, a command goes on
 where it stopped.
 """
+
+
+def _number(kind: Callable[[str], float], low: float, high: float = math.inf) -> Callable[[str], float]:
+    """A type of flag: a number from `low` to `high`."""
+
+    def parse(text: str) -> float:
+        value = kind(text)
+        if not low <= value <= high or value == math.inf:
+            bound = f"at least {low}" if high == math.inf else f"between {low} and {high}"
+            raise argparse.ArgumentTypeError(f"{text} must be {bound}")
+        return value
+
+    parse.__name__ = kind.__name__  # argparse names it where the text is no number at all
+    return parse
 
 
 class _Parser(argparse.ArgumentParser):
@@ -44,7 +59,7 @@ def _score_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--input", required=True, metavar="FILE", help="JSONL rows with `prompt` and `response`")
     parser.add_argument("--output", required=True, metavar="FILE", help="JSONL rows `logp`, `tokens`, in order")
     parser.add_argument("--raw", action="store_true", help="BOS + prompt + response + EOS, no chat template")
-    parser.add_argument("--rows", type=int, default=16, help="rows at a time (default 16)")
+    parser.add_argument("--rows", type=_number(int, 1), default=16, help="rows at a time (default 16)")
 
 
 def _model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,9 +81,9 @@ def _chat_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workdir", default="", metavar="DIR", help="a run; its newest model is used")
     parser.add_argument("--model", default="", metavar="DIR", help="or any model")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="default float32")
-    parser.add_argument("--temperature", type=float, default=0.7, help="0 is greedy (default 0.7)")
-    parser.add_argument("--top_p", type=float, default=0.9, help="default 0.9")
-    parser.add_argument("--max_new_tokens", type=int, default=256, help="of an answer (default 256)")
+    parser.add_argument("--temperature", type=_number(float, 0), default=0.7, help="0 is greedy (default 0.7)")
+    parser.add_argument("--top_p", type=_number(float, 1e-6, 1), default=0.9, help="default 0.9")
+    parser.add_argument("--max_new_tokens", type=_number(int, 1), default=256, help="of an answer (default 256)")
     parser.add_argument("--seed", type=int, default=0)
 
 
@@ -127,6 +142,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except UserError as error:
         print(f"selfreward: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # a disk that is full, a file that may not be read
+        where = f"{error.filename}: " if error.filename else ""
+        print(
+            f"selfreward: {where}{error.strerror or error}; mend that, and run the same command again.", file=sys.stderr
+        )
         return 2
     except (Interrupted, KeyboardInterrupt):
         print("selfreward: stopped; the same command goes on from here.", file=sys.stderr)

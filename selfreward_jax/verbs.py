@@ -1,7 +1,6 @@
 """What each verb of the command line does: flags in, files out."""
 
 import argparse
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,7 +25,7 @@ from selfreward_jax.stages import prompts as prompts_stage
 from selfreward_jax.stages import respond as respond_stage
 from selfreward_jax.stages import sft as sft_stage
 from selfreward_jax.stages import summary
-from selfreward_jax.stages.run import Run
+from selfreward_jax.stages.run import Run, stored_config
 from selfreward_jax.training.batches import Example
 
 Overrides = Sequence[str]
@@ -43,7 +42,7 @@ def _config(options: argparse.Namespace, overrides: Overrides) -> ConfigDict:
         raise UserError(f"{overrides[0]}: give --config=FILE too; the configuration of a run is not changed in place.")
     config: Any = base.get_config()
     with config.ignore_type():
-        config.update(json.loads(path.read_text()))
+        config.update(stored_config(path.parent))
     config.prompts.keywords = tuple(config.prompts.keywords)
     check(config)
     return config
@@ -83,7 +82,7 @@ def _rows(work: Run, t: int, name: str, kind: type) -> list:
     path = work.root / f"m{t}" / f"{name}.jsonl"
     if not path.exists():
         raise UserError(f"{path}: not there yet; run the stage that makes it first.")
-    return load_rows(path, kind)
+    return load_rows(path, kind) if path.read_text().strip() else []  # no pair at all is a result too
 
 
 def prompts(options: argparse.Namespace, overrides: Overrides, interrupt: Interrupt) -> None:
@@ -195,9 +194,8 @@ def newest_model(workdir: str) -> str:
       UserError: there is no run.
     """
     root = epath.Path(workdir)
-    if not (root / "config.json").exists():
-        raise UserError(f"--workdir={workdir}: no run there.")
+    config = stored_config(root)
     made = [p for p in root.glob("m*") if p.name[1:].isdigit() and p.name != "m0" and (p / MODEL_FILE).exists()]
     if made:
         return str(max(made, key=lambda p: int(p.name[1:])))
-    return json.loads((root / "config.json").read_text())["model"]["path"]
+    return config["model"]["path"]

@@ -1,6 +1,7 @@
 """Orbax checkpoints: trees of arrays saved whole or not at all, restored onto our own shardings."""
 
 import errno
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,17 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from selfreward_jax.core.errors import UserError
-from selfreward_jax.core.store import disk_error
+from selfreward_jax.core.store import disk_error, free_bytes
+
+METADATA_BYTES = 1 << 20  # more than what Orbax writes beside the arrays
+
+
+def _is_told_otherwise(record: logging.LogRecord) -> bool:
+    """Whether a log record is one of Orbax's tracebacks of an error that it raises as well."""
+    return bool(record.exc_info) and "orbax" in record.pathname
+
+
+logging.getLogger("absl").addFilter(lambda record: not _is_told_otherwise(record))
 
 
 class Checkpoints:
@@ -28,6 +39,14 @@ class Checkpoints:
 
     def save(self, step: int, trees: Mapping[str, Any]) -> None:
         """Raises `UserError` if the disk is full; earlier checkpoints stay as they are."""
+        # Half a checkpoint costs as much time as a whole one, so look first.
+        needed = sum(x.nbytes for x in jax.tree.leaves(dict(trees))) + METADATA_BYTES
+        free = free_bytes(self.folder)
+        if free is not None and free < needed:
+            raise UserError(
+                f"{self.folder}: the disk is full: a checkpoint needs {needed / 1e9:.3f} GB, {free / 1e9:.3f} are left;"
+                " free some space and run the same command again to go on."
+            )
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         try:
             self._manager.save(step, args=ocp.args.Composite(**items))

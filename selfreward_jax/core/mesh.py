@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from selfreward_jax.core.errors import UserError
 
@@ -41,7 +41,7 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:count])
 
 
-def partition(axes: tuple[str, ...], shape: tuple[int, ...], mesh: Mesh, name: str) -> NamedSharding:
+def partition(axes: tuple[str, ...], shape: tuple[int, ...], mesh: Mesh | AbstractMesh, name: str) -> NamedSharding:
     """The sharding of an array whose axes have these logical names.
 
     Raises:
@@ -80,5 +80,5 @@ def constrain_rows(x: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(RULES["batch"]))
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())

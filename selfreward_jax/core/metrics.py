@@ -2,11 +2,70 @@
 
 import json
 import os
+import time
+from collections.abc import Mapping
+from typing import Any
 
+import numpy as np
 from etils import epath
 
 from selfreward_jax.core.rows import Row, to_line
-from selfreward_jax.core.store import is_local, write_atomic
+from selfreward_jax.core.store import disk_error, is_local, write_atomic
+
+
+class Board:
+    """TensorBoard's file, written by the thread that calls.
+
+    tensorboardX's own writer has a thread and a queue: with the disk full the thread dies, and once the queue is full
+    as well, training would wait for ever.
+    """
+
+    def __init__(self, folder: epath.Path, *, purge_step: int | None = None):
+        """TensorBoard hides what an interrupted session wrote from `purge_step` on.
+
+        Raises:
+          UserError: here and below, if the disk is full.
+        """
+        from tensorboardX.event_file_writer import EventsWriter
+
+        self.folder = folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._events = EventsWriter(os.path.join(folder, "events"))
+        except OSError as error:
+            raise disk_error(folder, error) from error
+        if purge_step is not None:
+            self._add(purge_step, session_log={"status": "START"})
+
+    def _add(self, step: int, **content: Any) -> None:
+        from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
+
+        try:
+            self._events.write_event(Event(wall_time=time.time(), step=step, **content))
+        except OSError as error:
+            raise disk_error(self.folder, error) from error
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Numbers as curves, lists of counts as histograms of 0, 1, 2, ...; None is left out."""
+        from tensorboardX import summary
+
+        for name, value in values.items():
+            if isinstance(value, list):
+                if sum(value):
+                    drawn = np.repeat(range(len(value)), value)
+                    self._add(step, summary=summary.histogram(name, drawn, np.arange(len(value) + 1) - 0.5))
+            elif value is not None:
+                self._add(step, summary=summary.scalar(name, value))
+
+    def flush(self) -> None:
+        try:
+            self._events.flush()
+        except OSError as error:
+            raise disk_error(self.folder, error) from error
+
+    def close(self) -> None:
+        self.flush()
+        self._events.close()
 
 
 class MetricsLog:
@@ -18,7 +77,7 @@ class MetricsLog:
     def __init__(self, folder: epath.Path | None, *, start_step: int, tensorboard: bool):
         """Keeps the rows in memory alone if `folder` is None."""
         self.rows: list[Row] = []
-        self._board = None
+        self._board: Board | None = None
         self.path = folder / "metrics.jsonl" if folder else None
         if not folder or not self.path:
             return
@@ -28,27 +87,31 @@ class MetricsLog:
             self.rows = [row for row in map(json.loads, lines) if row["step"] <= start_step]
         write_atomic(self.path, "".join(map(to_line, self.rows)))
         if tensorboard and is_local(folder):
-            from tensorboardX import SummaryWriter
-
-            self._board = SummaryWriter(str(folder / "tb"), purge_step=start_step + 1)
+            self._board = Board(folder / "tb", purge_step=start_step + 1)
 
     def write(self, row: Row) -> None:
         self.rows.append(row)
         if self.path and is_local(self.path):
-            with open(self.path, "a") as file:
-                file.write(to_line(row))
+            self._append(to_line(row))
         if self._board:
-            for name, value in row.items():
-                if name != "step":
-                    self._board.add_scalar(name, value, row["step"])
+            self._board.write(row["step"], {name: value for name, value in row.items() if name != "step"})
+
+    def _append(self, text: str, *, sync: bool = False) -> None:
+        assert self.path
+        try:
+            with open(self.path, "a") as file:
+                file.write(text)
+                if sync:
+                    os.fsync(file.fileno())
+        except OSError as error:
+            raise disk_error(self.path, error) from error
 
     def flush(self) -> None:
         """Everything so far is on disk when this returns."""
         if not self.path:
             return
         if is_local(self.path):
-            with open(self.path, "a") as file:
-                os.fsync(file.fileno())
+            self._append("", sync=True)
         else:
             write_atomic(self.path, "".join(map(to_line, self.rows)))
         if self._board:

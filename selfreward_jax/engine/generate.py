@@ -87,6 +87,7 @@ def generate_batch(
     size: int,
     bucket: int,
     purpose: str = "",
+    stop_ids: tuple[int, ...] = (),
 ) -> list[Completion]:
     """Continues each request `samples` times, request by request, sample by sample.
 
@@ -94,6 +95,7 @@ def generate_batch(
       size: requests in a full batch; a smaller one is filled up to the same shape, so that it needs no new program.
       bucket: prompts are padded to a multiple of this.
       purpose: what the samples are for and the model's hash; part of every random key.
+      stop_ids: ids that end a sample beside the model's own end ids.
     """
     P = max(size, len(batch))
     T = round_up(max(len(r.prompt_ids) for r in batch), bucket)
@@ -117,7 +119,7 @@ def generate_batch(
             max_new_tokens=settings.max_new_tokens,
             temperature=settings.temperature,
             top_p=settings.top_p,
-            eos_ids=model.chat.eos_ids,
+            eos_ids=model.chat.eos_ids + stop_ids,
             dtype=dtype,
         )
     ids, counts, logps = jax.device_get((ids, counts, logps))
@@ -126,7 +128,7 @@ def generate_batch(
         for n in range(samples):
             row = i * samples + n
             token_ids = tuple(ids[row, : counts[row]].tolist())
-            stop = "eos" if token_ids[-1] in model.chat.eos_ids else "length"
+            stop = "eos" if token_ids[-1] in model.chat.eos_ids + stop_ids else "length"
             completions.append(Completion(request, n, token_ids, model.chat.decode(token_ids), stop, float(logps[row])))
     return completions
 

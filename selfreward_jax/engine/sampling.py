@@ -76,7 +76,10 @@ def sample(logits_RV: jax.Array, keys_R: jax.Array, *, temperature: float, top_p
             attempt, token_R, kept_R = state
             keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys_R, attempt)
             new_R, weight_R = _draw(weights, jax.vmap(jax.random.uniform)(keys))
-            inside_R = _mass_above(weights, weight_R) < top_p if top_p < 1.0 else jnp.ones(R, bool)
+            # A running sum rounds up and down, so a draw may hit a token of no weight, or none at all.
+            inside_R = weight_R > 0
+            if top_p < 1.0:
+                inside_R &= _mass_above(weights, weight_R) < top_p
             # NaN logits would never be kept; the row ends with whatever was drawn instead of looping for ever.
             inside_R |= ~jnp.isfinite(top_R)
             return attempt + 1, jnp.where(kept_R, token_R, new_R), kept_R | inside_R

@@ -376,7 +376,7 @@ def save_pretrained(
                 index = {"metadata": {"total_size": sum(tensor.nbytes for tensor in tensors)}, "weight_map": weight_map}
                 _write_json(work / INDEX, index)
             if tokenizer is not None:
-                _write_tokenizer(work, tokenizer)
+                write_tokenizer(work, tokenizer)
             if provenance is not None:
                 _write_json(work / PROVENANCE, provenance)
             dtype_name = tensors[0].dtype.name
@@ -462,13 +462,14 @@ def _write_safetensors(path: epath.Path, arrays: dict[str, np.ndarray]) -> None:
         path.write_bytes(safetensors.numpy.save(arrays, metadata))
     else:
         safetensors.numpy.save_file(arrays, os.fspath(path), metadata)
+        os.chmod(path, 0o644)  # the library makes it readable by its owner alone
 
 
 def _write_json(path: epath.Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n")
 
 
-def _write_tokenizer(folder: epath.Path, tokenizer: Any) -> None:
+def write_tokenizer(folder: epath.Path, tokenizer: Any) -> None:
     """`transformers` only writes to local folders, so the files pass through one."""
     with tempfile.TemporaryDirectory() as local:
         tokenizer.save_pretrained(local)

@@ -4,15 +4,17 @@ A path may be a Hugging Face folder, a .gguf file, a model folder of a run (`run
 file that an installed Python package carries.
 """
 
+import contextlib
 import dataclasses
 import functools
 import importlib.util
 import json
+import tempfile
 
 import jax
 import jax.numpy as jnp
 from etils import epath
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from selfreward_jax.core.checkpoints import Checkpoints
 from selfreward_jax.core.errors import UserError
@@ -54,7 +56,7 @@ class Model:
         return self.config.max_position_embeddings
 
 
-def shardings(config: LlamaConfig, mesh: Mesh):
+def shardings(config: LlamaConfig, mesh: Mesh | AbstractMesh):
     """A `NamedSharding` for every parameter, from the one table of parameters and the rules of the mesh."""
     return map_specs(
         lambda spec: partition(full_axes(spec), full_shape(config, spec), mesh, spec.hf_name), param_specs(config)
@@ -103,9 +105,24 @@ def _load_tokenizer(folder: epath.Path):
     from transformers import AutoTokenizer  # takes seconds, so only when it is needed
 
     try:
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        with contextlib.ExitStack() as opened:
+            local = folder
+            if hf.is_remote(folder):
+                local = epath.Path(opened.enter_context(tempfile.TemporaryDirectory()))
+                for pattern in ("*.json", "*.jinja", "tokenizer.model"):
+                    for file in folder.glob(pattern):
+                        file.copy(local / file.name)
+            return AutoTokenizer.from_pretrained(str(local), local_files_only=True, trust_remote_code=False)
     except Exception as error:
         raise UserError(f"{folder}: no usable tokenizer ({str(error).splitlines()[0]}).") from None
+
+
+def _checkpoint(path: epath.Path) -> int:
+    """The step that a model file names."""
+    try:
+        return int(json.loads(path.read_text())["checkpoint"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: names no checkpoint ({error}); restore it.") from None
 
 
 def locate(path: str) -> epath.Path:
@@ -149,6 +166,7 @@ def load_model(
     dtype: str = "float32",
     param_dtype: str = "float32",
     chat_template: str = "",
+    chat: tuple[LlamaConfig, Chat] | None = None,
 ) -> Model:
     """Loads a model onto a mesh (by default one device).
 
@@ -157,30 +175,31 @@ def load_model(
       dtype: of the computation.
       param_dtype: of the weights in memory.
       chat_template: "" for the tokenizer's own, "plain", or a Jinja file.
+      chat: what `load_chat` gave for the same path, so that it needn't be read again.
 
     Raises:
       UserError: nothing usable at `path`, saying what is wrong and how to mend it.
     """
     mesh = mesh or make_mesh()
     location = locate(path)
-    config, chat = load_chat(path, chat_template)
+    config, tokens = chat or load_chat(path, chat_template)
     layout = {"dtype": jnp.dtype(param_dtype), "shardings": shardings(config, mesh)}
     if not location.is_dir():
         params = gguf.load_params(location, config, **layout)
     elif (location / MODEL_FILE).exists():
-        step = json.loads((location / MODEL_FILE).read_text())["checkpoint"]
+        step = _checkpoint(location / MODEL_FILE)
         checkpoints = Checkpoints(location / "checkpoints")
         target = {"params": abstract_params(config, mesh, jnp.dtype(param_dtype))}
         params = checkpoints.restore(step, target)["params"]
         checkpoints.close()
     else:
         params = hf.load_params(location, config, **layout)
-    return Model(path, config, params, chat, mesh, dtype)
+    return Model(path, config, params, tokens, mesh, dtype)
 
 
 def save_model_files(folder: epath.Path, model: Model, facts: dict) -> None:
     """Makes a stage's folder a model: shape and tokenizer first, then the file that names its checkpoint."""
     dtype = str(jax.tree.leaves(model.params)[0].dtype)
     write_atomic(folder / "config.json", config_to_json(model.config, dtype))
-    model.chat.tokenizer.save_pretrained(str(folder))
+    hf.write_tokenizer(folder, model.chat.tokenizer)
     write_atomic(folder / MODEL_FILE, json.dumps(facts, indent=2) + "\n")

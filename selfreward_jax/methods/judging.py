@@ -4,6 +4,7 @@ A score is read from the judgement's own text alone, never from the prompt, so n
 itself can be taken for its score.
 """
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from importlib import resources
@@ -17,10 +18,10 @@ from selfreward_jax.core.tokens import neutralise
 MAX_SCORE = 5.0
 
 _SCORE = re.compile(
-    r"\bscore\b[\s*_]*:[\s*_]*[<\[(]?\s*"  # `Score:`, perhaps with Markdown around it
-    r"(?P<score>\d+(?:\.\d+)?)"
-    r"(?!\.?\d)(?!\s*[-\u2013]\s*\d)"  # not a part of a longer number, not a range
-    r"(?!\s*(?:/|out\s+of)\s*(?!5(?:\.0+)?(?![.\d])))",  # out of nothing but 5
+    r"\b_{0,2}score_{0,2}\b[\s*_]*:[\s*_]*[<\[(]?\s*"  # `Score:`, perhaps with Markdown around it
+    r"(?P<score>\d+(?:\.\d+)?)(?![.,]?\d)"  # not a part of a longer number
+    r"(?![ \t*_>\])]*(?:[-\u2013]|to\b)\s*\d)"  # not a range
+    r"(?![ \t*_>\])]*(?:/|out\s+of\b)[\s*_]*+(?!5(?:\.0+)?(?![.,]?\d)))",  # out of nothing but 5
     re.IGNORECASE,
 )
 
@@ -37,7 +38,7 @@ def parse_score(judgement: str) -> float | None:
 def mean_score(scores: Iterable[float | None], min_parsed: int) -> float | None:
     """Mean of the scores there are (paper §2.2), None if fewer than `min_parsed` could be read."""
     parsed = [score for score in scores if score is not None]
-    return sum(parsed) / len(parsed) if len(parsed) >= max(min_parsed, 1) else None
+    return math.fsum(parsed) / len(parsed) if len(parsed) >= max(min_parsed, 1) else None
 
 
 class JudgeTemplate:
@@ -52,7 +53,7 @@ class JudgeTemplate:
         source = (
             epath.Path(path) if path else epath.Path(str(resources.files("selfreward_jax"))) / "templates/judge.txt"
         )
-        if not source.exists():
+        if not source.exists() or source.is_dir():
             raise UserError(f"config.judge.template: {path}: no such file.")
         self.text = source.read_text().strip()
         for placeholder in ("{{prompt}}", "{{response}}"):

@@ -1,7 +1,7 @@
 """Pair building: from the scored answers of one prompt to a preference pair, or to the reason why there is none."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from selfreward_jax.core.rows import Judgement, Response
@@ -61,6 +61,10 @@ def best_worst(ranked: Sequence[Scored], min_margin: float) -> tuple[Scored, Sco
     if chosen.response.token_ids == rejected.response.token_ids:
         return "identical_answers"
     return chosen, rejected
+
+
+# A rule takes the ranked answers of a prompt and the least margin; `config.pairs.rule` names it.
+PAIR_RULES: Mapping[str, Callable[[Sequence[Scored], float], tuple[Scored, Scored] | str]] = {"best_worst": best_worst}
 
 
 def positives(ranked: Sequence[Scored]) -> list[Scored]:

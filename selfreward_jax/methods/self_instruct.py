@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 
 from rouge_score.rouge_scorer import RougeScorer
 
-_NEXT_ITEM = re.compile(r"\n|\s(?:Task\s*)?\d{1,2}[.):]\s")
+# A number in mid-sentence ("the sum of 15 and 27. Show") begins no item.
+_NEXT_ITEM = re.compile(r"\n|\sTask\s*\d{1,2}[.):]\s|(?<=[.!?])\s\d{1,2}[.):]\s")
 
 
 def few_shot_list(demonstrations: Sequence[str]) -> str:

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 from selfreward_jax.core.rows import Judgement, Pair, Prompt, Response, Row, content_id, group_by, load_rows, to_line
 from selfreward_jax.core.tokens import Chat
-from selfreward_jax.methods.pairing import Drop, Scored, best_worst, judgement_facts, positives, rank
+from selfreward_jax.methods.answer_metrics import answer_metrics
+from selfreward_jax.methods.pairing import PAIR_RULES, Drop, Scored, judgement_facts, positives, rank
 from selfreward_jax.stages.run import ModelRef, Run
 
 
@@ -46,6 +47,7 @@ def build_pairs(
         judgements,
         model=model,
         reference=reference,
+        rule=c.pairs.rule,
         min_parsed=c.judge.min_parsed,
         min_margin=c.pairs.min_margin,
         keep_truncated=c.respond.truncated == "keep",
@@ -54,7 +56,9 @@ def build_pairs(
     reasons = collections.Counter(f"pairs/dropped_{d.reason}" for d in drops)
     run.write(f"m{t}/dropped.jsonl", inputs, "".join(map(to_line, drops)))
     run.write(f"m{t}/positives.jsonl", inputs, "".join(map(to_line, best)))
-    run.write(artefact, inputs, "".join(map(to_line, pairs)), metrics=kept | dict(sorted(reasons.items())))
+    counts = kept | dict(sorted(reasons.items()))
+    run.log_iteration(t, answer_metrics(responses, judgements, min_parsed=c.judge.min_parsed) | counts)
+    run.write(artefact, inputs, "".join(map(to_line, pairs)), metrics=counts)
     return pairs
 
 
@@ -66,6 +70,7 @@ def make_pairs(
     *,
     model: ModelRef,
     reference: ModelRef,
+    rule: str,
     min_parsed: int,
     min_margin: float,
     keep_truncated: bool,
@@ -83,7 +88,7 @@ def make_pairs(
         drops += left_out
         prompt_ids = tuple(chat.prompt_ids(prompt.messages))
         best += [_positive(prompt, prompt_ids, s, model) for s in positives(ranked)]
-        picked = best_worst(ranked, min_margin)
+        picked = PAIR_RULES[rule](ranked, min_margin)
         if isinstance(picked, str):
             drops.append(Drop(prompt.id, None, picked))
         else:

@@ -37,11 +37,9 @@ def create_prompts(run: Run, t: int, model: ModelRef) -> list[Prompt]:
         "earlier": [run.hash_of(path) for path in earlier],
     }
     if c.source != "self_instruct":
-        if not exists(c.source):
-            raise UserError(f"config.prompts.source: {c.source}: no such file; give self_instruct or a JSONL file.")
+        rows = _from_file(run, t)
         inputs["file"] = sha256_file(c.source)
         if not run.is_made(artefact, inputs):
-            rows = _from_file(run, t)
             run.write(artefact, inputs, "".join(map(to_line, rows)))
         return load_rows(run.root / artefact, Prompt)
 
@@ -60,9 +58,27 @@ def create_prompts(run: Run, t: int, model: ModelRef) -> list[Prompt]:
     return load_rows(run.root / artefact, Prompt)
 
 
+def check_prompt_file(run: Run) -> None:
+    """Finds what is wrong with a prompt file before hours of training, instead of after.
+
+    Raises:
+      UserError: no such file, a wrong row, too few prompts for all iterations, or one that is too long.
+    """
+    c = run.config
+    if c.prompts.source == "self_instruct":
+        return
+    prompts = [p for t in range(2, c.loop.iterations + 1) for p in _from_file(run, t)]
+    requests = [Request(repr(p.messages[-1]["content"][:60]), tuple(run.chat.prompt_ids(p.messages))) for p in prompts]
+    check_fits(
+        requests, sampling_settings(c.respond), run.context, f"config.prompts.source: {c.prompts.source}: prompt"
+    )
+
+
 def _from_file(run: Run, t: int) -> list[Prompt]:
     """The iteration's share of a prompt file, in the file's order."""
     c = run.config.prompts
+    if not exists(c.source):
+        raise UserError(f"config.prompts.source: {c.source}: no such file; give self_instruct or a JSONL file.")
     rows = read_jsonl(c.source, lambda row: as_messages(row["prompt"]), "rows with a prompt")
     prompts = list({content_id(messages): messages for messages in rows}.values())
     start = (t - 2) * c.count
@@ -133,6 +149,8 @@ def _candidates(run: Run, model: Model, t: int, number: int, seeds: list[str], p
         requests.append(Request(f"{number}/{n}", ids))
     settings = sampling_settings(c)
     check_fits(requests, settings, model.context, "prompt round")
+    # Tasks stand one on a line, so the end of the line is the end of the task.
+    line_end = tuple(model.chat.text_ids("\n")[-1:])
     completions = generate_batch(
         model,
         requests,
@@ -141,6 +159,7 @@ def _candidates(run: Run, model: Model, t: int, number: int, seeds: list[str], p
         seed=run.config.seed,
         size=rows,
         bucket=run.config.generation.length_bucket,
+        stop_ids=line_end,
         purpose=f"m{t}/prompts\0{run.ref('m0').hash if c.generator == 'base' else model.hash}",
     )
     return [{"text": first_item(x.text), "tokens": len(x.token_ids), "raw": x.text} for x in completions]

@@ -16,8 +16,9 @@ from selfreward_jax.core.config import differences, to_dict
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.interrupt import Interrupt
 from selfreward_jax.core.mesh import make_mesh
+from selfreward_jax.core.metrics import Board
 from selfreward_jax.core.progress import meter, say
-from selfreward_jax.core.rows import Row
+from selfreward_jax.core.rows import Row, read_jsonl, to_line
 from selfreward_jax.core.store import Journal, Manifest, is_local, sha256_file, write_atomic
 from selfreward_jax.core.tokens import Chat, sha256_json
 from selfreward_jax.llama.config import LlamaConfig
@@ -39,6 +40,21 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), "selfreward_jax": __version__, **found}
 
 
+def stored_config(root: epath.Path) -> dict[str, Any]:
+    """The configuration of the run in a folder.
+
+    Raises:
+      UserError: there is no run, or someone has edited the file into something else.
+    """
+    path = root / "config.json"
+    if not path.exists():
+        raise UserError(f"--workdir={root}: no run there.")
+    try:
+        return dict(json.loads(path.read_text()))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: not the configuration of a run ({error}); restore it.") from None
+
+
 class Run:
     """What the stages work in. At most one model's weights are in memory."""
 
@@ -58,7 +74,7 @@ class Run:
         self.interrupt = interrupt or Interrupt()
         self._claim(resume)
         self.manifest = Manifest(self.root)
-        self.manifest.record("config.json", {}, seed=config.seed, versions=versions())
+        self.record("config.json", {}, seed=config.seed, versions=versions())
         self.mesh = make_mesh(**self.config.mesh)
         self._loaded: tuple[str, Model] | None = None
 
@@ -66,8 +82,9 @@ class Run:
         path = self.root / "config.json"
         new = to_dict(self.config)
         if path.exists():
-            changed = differences(json.loads(path.read_text()), new)
-            if changed and resume != "force":
+            changed = differences(stored_config(self.root), new)
+            # Until training begins, there is nothing that another configuration could mix with.
+            if changed and resume != "force" and (self.root / "m1").exists():
                 shown = "; ".join(changed[:5]) + (f"; and {len(changed) - 5} more" if len(changed) > 5 else "")
                 raise UserError(
                     f"--workdir={self.root}: begun with another configuration ({shown});"
@@ -94,9 +111,7 @@ class Run:
 
     def _load_base(self) -> Model:
         c = self.config.model
-        model = load_model(
-            c.path, mesh=self.mesh, dtype=c.dtype, param_dtype=c.param_dtype, chat_template=c.chat_template
-        )
+        model = load_model(c.path, mesh=self.mesh, dtype=c.dtype, param_dtype=c.param_dtype, chat=self._chat)
         self._loaded = ("m0", model)
         return model
 
@@ -129,7 +144,7 @@ class Run:
             mesh=self.mesh,
             dtype=c.dtype,
             param_dtype=c.param_dtype,
-            chat_template=c.chat_template,
+            chat=self._chat,
         )
         self._loaded = (ref.name, model)
         return model
@@ -240,6 +255,17 @@ class Run:
         """Writes an artefact that is made in one go."""
         write_atomic(self.root / artefact, text)
         self.record(artefact, inputs, **facts)
+
+    def log_iteration(self, t: int, metrics: dict[str, Any]) -> None:
+        """An iteration's line in the run's own `metrics.jsonl` and TensorBoard; written again, it stays one line."""
+        path = self.root / "metrics.jsonl"
+        rows = read_jsonl(path) if path.exists() else []
+        rows = [row for row in rows if row["step"] != t] + [{"step": t, **metrics}]
+        write_atomic(path, "".join(map(to_line, sorted(rows, key=lambda row: row["step"]))))
+        if self.config.log.tensorboard and is_local(self.root):
+            board = Board(self.root / "tb")
+            board.write(t, metrics)
+            board.close()
 
     def skip(self, title: str) -> None:
         say(f"{title}: done already")

@@ -78,6 +78,8 @@ def train_model(
     )
     save_model_files(folder, model, {"checkpoint": step, "hash": model.hash})
     run.record(f"m{t}/{MODEL_FILE}", inputs, hash=model.hash, metrics=summarise(log), **facts)
+    # The optimiser's state is only for going on with a training that was stopped.
+    (folder / "checkpoints" / str(step) / "opt_state").rmtree(missing_ok=True)
     run.keep(ModelRef(f"m{t}", model.hash), model)
     return run.ref(f"m{t}")
 

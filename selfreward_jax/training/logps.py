@@ -12,26 +12,29 @@ from selfreward_jax.training.batches import Batch
 
 
 def token_logps(
-    config: LlamaConfig, params: Params, hidden_ND: jax.Array, targets_N: jax.Array, chunk: int
+    config: LlamaConfig, params: Params, hidden_BWD: jax.Array, targets_BW: jax.Array, chunk: int
 ) -> jax.Array:
-    """Log-probability of each target given its hidden state, float32 [N]; at most [chunk, V] logits at a time.
+    """Log-probability of each target given its hidden state, float32 [B, W]; about [chunk, V] logits at a time.
 
-    Logits are recomputed in the backward pass instead of kept.
+    A chunk is a few positions of every row, so that it is split over devices as the rows are. Logits are recomputed
+    in the backward pass instead of kept.
     """
-    N, D = hidden_ND.shape
-    chunk = min(chunk, N)
-    chunks = -(-N // chunk)
-    hidden = jnp.pad(hidden_ND, ((0, chunks * chunk - N), (0, 0))).reshape(chunks, chunk, D)
-    targets = jnp.pad(targets_N, (0, chunks * chunk - N)).reshape(chunks, chunk)
+    B, W, D = hidden_BWD.shape
+    size = min(max(chunk // B, 1), W)
+    chunks = -(-W // size)
+    fill = chunks * size - W
+    hidden = jnp.pad(hidden_BWD, ((0, 0), (0, fill), (0, 0))).reshape(B, chunks, size, D)
+    targets = jnp.pad(targets_BW, ((0, 0), (0, fill))).reshape(B, chunks, size)
 
     @jax.checkpoint
     def one(x):
-        hidden_CD, targets_C = x
-        logits_CV = llama.logits(config, params, hidden_CD)
-        picked_C = jnp.take_along_axis(logits_CV, targets_C[:, None], axis=-1)[:, 0]
-        return picked_C - jax.nn.logsumexp(logits_CV, axis=-1)
+        hidden_BCD, targets_BC = x
+        logits_BCV = llama.logits(config, params, hidden_BCD)
+        picked_BC = jnp.take_along_axis(logits_BCV, targets_BC[..., None], axis=-1)[..., 0]
+        return picked_BC - jax.nn.logsumexp(logits_BCV, axis=-1)
 
-    return jax.lax.map(one, (hidden, targets)).reshape(-1)[:N]
+    logps = jax.lax.map(one, (jnp.moveaxis(hidden, 1, 0), jnp.moveaxis(targets, 1, 0)))
+    return jnp.moveaxis(logps, 0, 1).reshape(B, -1)[:, :W]
 
 
 def response_logps(
@@ -60,12 +63,9 @@ def response_logps(
         dropout_key=dropout_key,
         constrain=constrain,
     )
-    B, W = batch.targets.shape
-    offsets_W = jnp.arange(W)
+    offsets_W = jnp.arange(batch.targets.shape[1])
     # The token at position i is predicted by the hidden state at i - 1.
     sources_BW = jnp.minimum(batch.prompt_lengths[:, None] - 1 + offsets_W, batch.tokens.shape[1] - 1)
     hidden_BWD = jnp.take_along_axis(hidden_BTD, sources_BW[..., None], axis=1)
-    logps_BW = token_logps(
-        config, params, hidden_BWD.reshape(B * W, -1), batch.targets.reshape(-1), head_chunk
-    ).reshape(B, W)
+    logps_BW = token_logps(config, params, hidden_BWD, batch.targets, head_chunk)
     return jnp.where(offsets_W < batch.response_lengths[:, None], logps_BW, 0.0).sum(axis=-1)

@@ -10,7 +10,7 @@ from etils import epath
 
 from selfreward_jax.core.checkpoints import Checkpoints
 from selfreward_jax.core.errors import UserError
-from selfreward_jax.core.interrupt import Interrupt
+from selfreward_jax.core.interrupt import Interrupt, Interrupted
 from selfreward_jax.core.mesh import put_rows
 from selfreward_jax.core.metrics import MetricsLog
 from selfreward_jax.core.progress import meter
@@ -133,9 +133,11 @@ def train(
                 }
             )
             progress.advance(1, tokens)
-            if interrupt.requested or (step + 1) % settings.checkpoint_every == 0 or step + 1 == steps:
+            stop = interrupt.requested  # looked at once: the signal may come at any moment
+            if stop or (step + 1) % settings.checkpoint_every == 0 or step + 1 == steps:
                 save(step + 1)
-            interrupt.check()
+            if stop:
+                raise Interrupted
     if checkpoints:
         checkpoints.close()
     log.close()

@@ -13,9 +13,11 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from jax.sharding import NamedSharding
 
-from selfreward_jax.core.mesh import constrain_rows
+from selfreward_jax.core.mesh import constrain_rows, replicated
 from selfreward_jax.llama.config import LlamaConfig
+from selfreward_jax.llama.load import shardings
 from selfreward_jax.llama.params import Params
 from selfreward_jax.training.batches import Batch, TrainRow
 from selfreward_jax.training.logps import response_logps
@@ -112,7 +114,14 @@ def gradients(
         loss = total / count
         return loss, {"loss": loss, **sums}
 
-    return jax.grad(loss_fn, has_aux=True)(params)
+    grads, sums = jax.grad(loss_fn, has_aux=True)(params)
+    return constrain_params(config, grads), sums
+
+
+def constrain_params(config: LlamaConfig, tree: Params) -> Params:
+    """Lays a tree out like the weights under `jax.set_mesh`: left alone, the compiler keeps gradients whole."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return tree if mesh.empty else jax.lax.with_sharding_constraint(tree, shardings(config, mesh))
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -133,6 +142,14 @@ def update(
 
 
 def init_state(config: LlamaConfig, settings: OptimizerSettings, params: Params) -> TrainState:
-    """Step 0; the optimiser's moments are laid out like the weights."""
+    """Step 0; the optimiser's moments are laid out like the weights, which the compiler would not do by itself."""
     optimizer = make_optimizer(config, settings)
-    return TrainState(jnp.int32(0), params, jax.jit(optimizer.init)(params))
+    beside = params["norm"].sharding
+    layout = optax.tree.map_params(
+        optimizer,
+        lambda _, weight: weight.sharding,
+        jax.eval_shape(optimizer.init, params),
+        params,
+        transform_non_params=lambda _: replicated(beside.mesh) if isinstance(beside, NamedSharding) else beside,
+    )
+    return TrainState(jnp.int32(0), params, jax.jit(optimizer.init, out_shardings=layout)(params))
