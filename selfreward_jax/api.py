@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import safetensors
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -231,14 +232,17 @@ def table(rows: Sequence[Row]):
 
 def export(model: Model, folder: str, *, dtype: str | None = None) -> None:
     """Writes a Hugging Face folder that `transformers` opens: weights, configuration, tokenizer, chat template."""
-    hf.save_pretrained(
-        epath.Path(folder),
-        model.config,
-        model.params,
-        model.chat.tokenizer,
-        dtype=None if dtype is None else jnp.dtype(dtype),
-        provenance={"model": model.name, "hash": model.hash, **model.chat.hashes},
-    )
+    try:
+        hf.save_pretrained(
+            epath.Path(folder),
+            model.config,
+            model.params,
+            model.chat.tokenizer,
+            dtype=None if dtype is None else jnp.dtype(dtype),
+            provenance={"model": model.name, "hash": model.hash, **model.chat.hashes},
+        )
+    except safetensors.SafetensorError as error:
+        raise UserError(f"{folder}: can't be written ({error}).") from error
 
 
 def sample_rows(rows: Sequence[Any], n: int, seed: int = 0) -> list[Any]:

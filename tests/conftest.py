@@ -1,6 +1,12 @@
-"""Tests run on eight simulated CPU devices; this must be set before jax starts."""
+"""Eight simulated CPU devices for every test, and programs that compile in half the time; set before jax starts."""
 
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=8",
+        "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+    ]
+)

@@ -44,6 +44,8 @@ SETTINGS: dict[str, Any] = {
     "respond.n": 3,  # as many as judgements, and as long, so that one program serves both
     "respond.max_new_tokens": 16,
     "judge.max_new_tokens": 16,
+    "judge.temperature": 1.0,
+    "judge.top_p": 1.0,
     "dpo.learning_rate": 1e-4,
     "dpo.final_learning_rate": 1e-5,
     "dpo.batch_size": 1,
@@ -54,7 +56,6 @@ SETTINGS: dict[str, Any] = {
     "generation.length_bucket": 128,
     "generation.score_rows": 4,
     "checkpoint.every_steps": 4,
-    "log.tensorboard": False,
 }
 
 

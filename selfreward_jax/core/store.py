@@ -149,10 +149,11 @@ class Manifest:
 
 
 def free_bytes(path: epath.PathLike) -> int | None:
-    """Free space on the disk that holds `path`, None where that means nothing (object stores)."""
+    """Free space on the disk that holds `path`, None where that is not told (object stores, some file systems)."""
     path = epath.Path(path)
     if not is_local(path):
         return None
     while not path.exists():
         path = path.parent
-    return shutil.disk_usage(path).free
+    usage = shutil.disk_usage(path)
+    return usage.free if usage.total else None

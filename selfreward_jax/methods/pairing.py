@@ -58,7 +58,7 @@ def best_worst(ranked: Sequence[Scored], min_margin: float) -> tuple[Scored, Sco
         return "tie"
     if chosen.score - rejected.score <= min_margin:  # type: ignore[operator]
         return "margin_too_small"
-    if chosen.response.token_ids == rejected.response.token_ids:
+    if chosen.response.text == rejected.response.text:
         return "identical_answers"
     return chosen, rejected
 

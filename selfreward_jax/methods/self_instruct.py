@@ -59,7 +59,7 @@ class PromptFilter:
 
     def _remember(self, text: str) -> None:
         words = _rouge_words(text)
-        self._exact.add(" ".join(words))
+        self._exact.add(_folded(text))
         self._known.append((text, collections.Counter(words), len(words)))
 
     def similarity(self, text: str) -> float:
@@ -96,12 +96,17 @@ class PromptFilter:
             return "asks_for_a_program"
         if self._keywords and self._keywords.search(text):
             return "keyword"
-        if " ".join(_rouge_words(text)) in self._exact:
+        if _folded(text) in self._exact:
             return "duplicate"
         if self.similarity(text) > s.rouge_threshold:
             return "similar"
         self._remember(text)
         return None
+
+
+def _folded(text: str) -> str:
+    """What exact duplicates have in common: the words in any script, without case and punctuation."""
+    return " ".join(re.findall(r"\w+", text.casefold()))
 
 
 def _rouge_words(text: str) -> list[str]:

@@ -78,7 +78,7 @@ def train(
 
     Raises:
       Interrupted: after saving, if a stop was asked for.
-      UserError: the loss is not finite.
+      UserError: the loss or its gradient is not finite.
     """
     steps = settings.optimizer.steps
     micro = settings.micro_batch_size or settings.batch_size
@@ -119,8 +119,11 @@ def train(
             state, facts = update(model.config, settings.optimizer, state, grads)
             sums, facts = jax.device_get((sums, facts))
             loss = float(sums.pop("loss"))
-            if not np.isfinite(loss):
-                raise UserError(f"{title}: the loss is {loss} at step {step + 1}; lower the learning rate.")
+            if not np.isfinite([loss, facts["grad_norm"]]).all():
+                raise UserError(
+                    f"{title}: the loss is {loss} and the gradient's norm {facts['grad_norm']} at step {step + 1};"
+                    " lower the learning rate."
+                )
             tokens = sum(len(e) for row in chosen for e in row.examples)
             log.write(
                 {

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax
 import optax
 
 from selfreward_jax.llama.config import LlamaConfig
@@ -49,7 +48,3 @@ def make_optimizer(config: LlamaConfig, settings: OptimizerSettings) -> optax.Gr
         mask=decayed,
     )
     return optax.chain(clip, adamw)
-
-
-def global_norm(tree) -> jax.Array:
-    return optax.global_norm(tree)

@@ -13,7 +13,7 @@ from selfreward_jax.engine.sampling import sample
 from tests.engine.small_llama import log_softmax
 
 TOP_P, TEMPERATURE = 0.9, 0.7
-DRAWS = 20_000
+DRAWS = 4_000
 V = 700  # three blocks, the last of them padded
 
 

@@ -428,6 +428,7 @@ def test_smollm_reads_numbers_digit_by_digit(smollm):
 
 
 def test_smollm_tokens_are_those_of_transformers(smollm):
+    pytest.importorskip("torch")  # early releases of transformers 5 need it to read a GGUF file
     import transformers
 
     path, tokenizer = smollm

@@ -16,7 +16,7 @@ from selfreward_jax.core.rows import read_jsonl
 from selfreward_jax.training.batches import TrainRow
 from selfreward_jax.training.loop import TrainSettings, train
 from selfreward_jax.training.optimizer import OptimizerSettings
-from selfreward_jax.training.step import SFT, ForwardSettings
+from selfreward_jax.training.step import SFT, ForwardSettings, gradients
 from tests.engine.small_llama import GQA, naive_logp, small_model
 from tests.training.test_gradients import EIGHT, FORWARD, OBJECTIVES, OPTIMIZER, make_rows
 
@@ -148,9 +148,27 @@ def test_dpo_moves_the_margin_from_its_first_step_on(dpo_log):
     assert dpo_log[-1]["loss"] < dpo_log[1]["loss"] < math.log(2)
 
 
+def nothing_is_saved(folder) -> bool:
+    return not [path for path in (folder / "checkpoints").iterdir() if path.name.isdigit()]
+
+
 def test_a_loss_that_is_not_finite_is_an_error_and_saves_nothing(tmp_path):
     model = small_model()
     params = {**model.params, "norm": model.params["norm"] * jnp.nan}
-    with pytest.raises(UserError, match="test: the loss is nan at step 1; lower the learning rate"):
+    with pytest.raises(UserError, match="test: the loss is nan .* at step 1; lower the learning rate"):
         run(tmp_path, model=dataclasses.replace(model, params=params))
-    assert not [path for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()]
+    assert nothing_is_saved(tmp_path)
+
+
+def test_a_gradient_that_is_not_finite_is_an_error_and_saves_nothing(tmp_path, monkeypatch):
+    """Else the weights of the last step would be of no use, and only the next stage would see it."""
+
+    def overflown(*arguments):
+        grads, sums = gradients(*arguments)
+        return grads | {"norm": grads["norm"] * jnp.inf}, sums
+
+    monkeypatch.setattr("selfreward_jax.training.loop.gradients", overflown)
+    settings = dataclasses.replace(SETTINGS, checkpoint_every=1)
+    with pytest.raises(UserError, match=r"the gradient's norm (inf|nan) at step 1"):
+        run(tmp_path, settings=settings)
+    assert nothing_is_saved(tmp_path)

