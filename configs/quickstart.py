@@ -16,8 +16,8 @@ def get_config() -> ConfigDict:
     c.mesh.fsdp = 1
 
     c.seeds.max_rows = 40
-    c.sft.learning_rate = 2e-5
-    c.sft.final_learning_rate = 4e-6
+    c.sft.learning_rate = 5e-5
+    c.sft.final_learning_rate = 1e-5
     c.sft.warmup_steps = 2
     c.sft.batch_size = 8
     c.sft.micro_batch_size = 4  # on a CPU, small pieces stay in the cache
@@ -28,7 +28,9 @@ def get_config() -> ConfigDict:
     c.prompts.count = 12
     c.prompts.max_new_tokens = 40
     c.respond.max_new_tokens = 96
+    c.respond.truncated = "keep"  # at this length too many answers are cut to do without them
     c.judge.max_new_tokens = 72
+    c.judge.min_parsed = 1  # a model of this size forgets the score in every third judgement
 
     c.dpo.learning_rate = 5e-6
     c.dpo.final_learning_rate = 5e-7

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -135,6 +136,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 raise UserError(f"{other}: not understood; see selfreward {options.verb} --help")
         if overrides and not hasattr(options, "config"):
             raise UserError(f"{overrides[0]}: selfreward {options.verb} takes no configuration.")
+        # Else transformers says that there is no PyTorch, which nothing here needs.
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         from selfreward_jax import verbs
 
         with on_signals() as interrupt:

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import shutil
-import uuid
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -38,7 +37,8 @@ def write_atomic(path: epath.PathLike, data: bytes | str) -> None:
         if not is_local(path):
             path.write_bytes(data)
             return
-        temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"
+        # Always the same name, so that what a killed process left is written over when the work is done again.
+        temporary = path.parent / f".{path.name}.tmp"
         try:
             with open(temporary, "wb") as file:
                 file.write(data)

@@ -13,15 +13,17 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from etils import epath
 
 from selfreward_jax import cli
+from selfreward_jax.core.metrics import MetricsLog
 from selfreward_jax.llama.load import load_model
 from tests import tiny
 
 pytestmark = pytest.mark.slow
 
-# Every step is a checkpoint, so that training goes on in its midst.
-CHANGES = {"checkpoint.every_steps": 1, "sft.epochs": 4}
+# Few steps lie between checkpoints, so training goes on in its midst, and repeats what it had done since.
+CHANGES = {"checkpoint.every_steps": 3, "sft.epochs": 4}
 
 # When a run is killed: once it works on this stage (or a later one), at a random moment of so many seconds.
 KILLS = {
@@ -184,6 +186,22 @@ def assert_stops(process: Process, number: signal.Signals) -> None:
     assert not any("Traceback" in line for line in process.lines)
 
 
+def test_metrics_after_the_last_checkpoint_are_dropped_when_training_goes_on(tmp_path):
+    log = MetricsLog(epath.Path(tmp_path), start_step=0, tensorboard=False)
+    for step in range(1, 6):
+        log.write({"step": step, "loss": 1 / step})
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 6, "lo')  # the process was killed here
+    whole = (tmp_path / "metrics.jsonl").read_text().splitlines()[:5]
+
+    log = MetricsLog(epath.Path(tmp_path), start_step=3, tensorboard=False)
+    assert log.rows == [json.loads(line) for line in whole[:3]]
+    for step in (4, 5):
+        log.write({"step": step, "loss": 1 / step})
+    log.close()
+    assert (tmp_path / "metrics.jsonl").read_text().splitlines() == whole
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # A full disk
 
@@ -221,7 +239,8 @@ def test_a_full_disk_is_one_line_and_with_space_again_the_run_goes_on(disk, data
     for kibibytes in (4, 24, 40, 200):
         leave(kibibytes)
         where.append(assert_full(words, capfd))
-    assert len(set(where)) > 3, f"the disk was full at few places: {where}"
+    assert any("m1/checkpoints: the disk is full: a checkpoint needs" in line for line in where)
+    assert len({line.split(": ")[1] for line in where}) > 3, f"the disk was full at few places: {where}"
     leave(8000)
     assert cli.main(words) == 0
     assert_same_run(folder / "run", finished)
@@ -234,7 +253,7 @@ def assert_full(words: list[str], capfd) -> str:
     assert [line for line in lines[:-1] if not line.startswith("M")] == [], "more than progress and one line"
     assert lines[-1].startswith("selfreward: /")
     assert "the disk is full" in lines[-1]
-    return lines[-1].split(": ")[1]
+    return lines[-1]
 
 
 def test_an_export_on_a_full_disk_is_one_line_and_leaves_nothing(disk, data, capsys):
