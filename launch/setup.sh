@@ -4,6 +4,10 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 VENV="${VENV:-.venv}"
+case "$VENV" in
+  /*) ;;
+  *) VENV="$PWD/$VENV" ;;
+esac
 
 find_python() {
   local candidate
@@ -24,8 +28,10 @@ install() {
   local wanted
   wanted="$(cat requirements.txt pyproject.toml launch/setup.sh | cksum)"
   if [ ! -x "$VENV/bin/python" ]; then
+    local python
+    python="$(find_python)"
     echo "launch: making $VENV" >&2
-    "$(find_python)" -m venv "$VENV"
+    "$python" -m venv "$VENV"
   fi
   if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
     echo "launch: installing (a minute or two the first time)" >&2
@@ -36,5 +42,5 @@ install() {
 }
 
 use_venv() {
-  export PATH="$PWD/$VENV/bin:$PATH"
+  export PATH="$VENV/bin:$PATH"
 }

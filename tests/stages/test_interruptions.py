@@ -121,6 +121,15 @@ class Process:
         with self._changed:
             assert self._changed.wait_for(begun, timeout=120), f"{titles} have not begun: {self.lines}"
 
+    def __enter__(self) -> "Process":
+        return self
+
+    def __exit__(self, *error) -> None:
+        """A test that fails leaves no process behind."""
+        if self._process.poll() is None:
+            self._process.kill()
+            self.end()
+
     def send(self, number: signal.Signals) -> int:
         """Sends a signal and returns the exit status."""
         self._process.send_signal(number)
@@ -138,11 +147,11 @@ def test_a_run_killed_ten_times_ends_like_one_that_never_was(data, cache, uninte
     rng = random.Random(0)
     titles = list(KILLS)
     for number, (title, seconds) in enumerate(KILLS.items()):
-        process = Process(words, cache)
-        if title:
-            process.wait_for(*titles[number:])
-        time.sleep(rng.uniform(0, seconds))
-        assert process.send(signal.SIGKILL) == -signal.SIGKILL, f"it ended before the kill: {process.lines}"
+        with Process(words, cache) as process:
+            if title:
+                process.wait_for(*titles[number:])
+            time.sleep(rng.uniform(0, seconds))
+            assert process.send(signal.SIGKILL) == -signal.SIGKILL, f"it ended before the kill: {process.lines}"
         print(f"killed in: {''.join(process.lines[-2:]).strip() or 'the start'}")
     ended = tiny.run_command(*words, cache=cache)
     assert ended.returncode == 0, ended.stderr
@@ -154,18 +163,21 @@ def test_a_run_asked_to_stop_saves_its_step_and_goes_on_from_it(data, cache, uni
     run = tmp_path / "run"
     # No checkpoint is due, so the one that is there afterwards was made for the signal.
     words = tiny.arguments("run", run, data, CHANGES | {"checkpoint.every_steps": 1000})
-    process = Process(words, cache)
     log = run / "m1" / "metrics.jsonl"
-    while not log.exists() or not log.read_text():
-        time.sleep(0.01)
-    assert_stops(process, signal.SIGTERM)
+    with Process(words, cache) as process:
+        process.wait_for("M1 SFT")
+        until = time.monotonic() + 120
+        while not log.exists() or not log.read_text():
+            assert time.monotonic() < until, process.lines
+            time.sleep(0.01)
+        assert_stops(process, signal.SIGTERM)
     steps = len(tiny.read_jsonl(log))
     assert 0 < steps < 16
     assert [p.name for p in (run / "m1" / "checkpoints").iterdir()] == [str(steps)]
 
-    process = Process(words, cache)
-    process.wait_for("M1 judgements")
-    assert_stops(process, signal.SIGINT)
+    with Process(words, cache) as process:
+        process.wait_for("M1 judgements")
+        assert_stops(process, signal.SIGINT)
     assert f"M1 SFT: {steps}/16 steps, going on\n" in process.lines
     assert not (run / "m2" / "model.json").exists()
 
