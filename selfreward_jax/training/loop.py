@@ -117,6 +117,8 @@ def train(
             assert total is not None
             grads, sums = total
             state, facts = update(model.config, settings.optimizer, state, grads)
+            # Of the size of the weights each; they would outlive the step, through checkpoint and next gradients.
+            grads = total = part = None
             sums, facts = jax.device_get((sums, facts))
             loss = float(sums.pop("loss"))
             if not np.isfinite([loss, facts["grad_norm"]]).all():
