@@ -55,6 +55,8 @@ def get_config() -> ConfigDict:
     c.prompts.demos_generated = 2  # demonstrations from prompts kept so far (paper)
     c.prompts.temperature = 0.6  # paper
     c.prompts.top_p = 0.9  # paper
+    c.prompts.top_k = 0  # only the k most probable tokens; 0: all
+    c.prompts.min_p = 0.0  # only tokens at least this share as probable as the most probable one; 0: all
     c.prompts.max_new_tokens = 128
     c.prompts.rouge_threshold = 0.7  # a more similar one is rejected (Self-Instruct)
     c.prompts.min_words = 4  # Self-Instruct
@@ -69,14 +71,25 @@ def get_config() -> ConfigDict:
     c.respond.n = 4  # candidates a prompt (paper)
     c.respond.temperature = 0.7  # paper
     c.respond.top_p = 0.9  # paper
+    c.respond.top_k = 0
+    c.respond.min_p = 0.0
     c.respond.max_new_tokens = 1024
+    c.respond.min_new_tokens = 0  # no answer ends before so many tokens
+    c.respond.stop = ()  # texts that end an answer, beside the model's end tokens
     c.respond.truncated = "drop"  # an answer cut by the length limit: "drop" it from pairs or "keep" it
 
     c.judge = ConfigDict()
     c.judge.template = ""  # "": the package's additive five points; or a text file with {{prompt}} and {{response}}
+    c.judge.method = "sampled"  # how a score comes about:
+    # "sampled": read from the judgement's text (paper); "completion": the model writes its reasons, then the most
+    # probable score after `Score:` is taken, so every judgement has one; "expected": the mean of the model's
+    # distribution over the scores 0 to 5 there
+    c.judge.rationale = True  # "expected" alone: reasons before the score; without, one prefill and no sampling
     c.judge.samples = 3  # judgements a response, averaged (paper)
     c.judge.temperature = 0.7  # paper
     c.judge.top_p = 0.9  # paper
+    c.judge.top_k = 0
+    c.judge.min_p = 0.0
     c.judge.max_new_tokens = 256
     c.judge.min_parsed = 2  # judgements with a score that a response needs to be ranked (not stated in the paper)
 
@@ -110,8 +123,13 @@ def get_config() -> ConfigDict:
     c.training.remat = True  # recompute layers in the backward pass
 
     c.generation = ConfigDict()
-    c.generation.rows = 64  # decoded at a time
-    c.generation.length_bucket = 64  # prompts are padded to a multiple of this many tokens
+    c.generation.slots = 64  # rows decoded at a time, on all devices together; fewer where the cache doesn't hold them
+    c.generation.cache_gib = 0.0  # memory for keys and values on each device; 0: what fits beside the weights
+    c.generation.cache_dtype = ""  # of keys and values: "float32", "bfloat16", or "" for model.dtype
+    c.generation.tensor = 0  # devices that share a model while it samples, 0: as mesh.tensor; the rest are replicas
+    c.generation.length_bucket = 32  # prompts are padded to a multiple of this many tokens
+    c.generation.prefill_tokens = 0  # prompt tokens that one call runs through the model, in each replica; 0: 256 on a
+    # CPU, 2048 elsewhere
     c.generation.score_rows = 16  # rows whose log-probabilities are computed at a time
 
     c.checkpoint = ConfigDict()

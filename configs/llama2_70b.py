@@ -11,5 +11,5 @@ def get_config() -> ConfigDict:
     c.mesh.tensor = 4
     c.sft.micro_batch_size = 16
     c.dpo.micro_batch_size = 16
-    c.generation.rows = 256
+    c.generation.slots = 256
     return c

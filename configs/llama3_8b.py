@@ -12,5 +12,5 @@ def get_config() -> ConfigDict:
     c.sft.final_learning_rate = 1e-6
     c.dpo.learning_rate = 5e-7  # what works at this size in public recipes; the paper's is for 70B
     c.dpo.final_learning_rate = 5e-8
-    c.generation.rows = 256
+    c.generation.slots = 256
     return c

@@ -12,19 +12,28 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from selfreward_jax.configs import base
-from selfreward_jax.core.config import check, load_config
+from selfreward_jax.core.config import CHOICES, check, load_config
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.interrupt import Interrupt
 from selfreward_jax.core.progress import meter
 from selfreward_jax.core.rows import Judgement, Pair, Prompt, Response, Row, as_messages, content_id
-from selfreward_jax.engine.generate import Request, SamplingSettings, check_fits, generate_batch, plan_batches
-from selfreward_jax.engine.score import score_examples
+from selfreward_jax.engine.generate import Completion, Engine, EngineSettings, Reading, Request
+from selfreward_jax.engine.sampling import SamplingSettings
+from selfreward_jax.engine.score import implicit_reward, score_in_order
 from selfreward_jax.llama import hf
 from selfreward_jax.llama.load import Model, load_model
 from selfreward_jax.loop import self_reward
 from selfreward_jax.methods.judging import JudgeTemplate
+from selfreward_jax.methods.score_slot import ScoreSlot
 from selfreward_jax.stages import summary
-from selfreward_jax.stages.judge import judge_requests, judgement_row
+from selfreward_jax.stages.judge import (
+    judge_requests,
+    judge_sampling,
+    judgement_row,
+    needs_sampling,
+    read_row,
+    slot_requests,
+)
 from selfreward_jax.stages.pairs import make_pairs
 from selfreward_jax.stages.respond import response_row
 from selfreward_jax.stages.run import ModelRef, Run
@@ -69,15 +78,24 @@ def generate(
     n: int = 4,
     temperature: float = 0.7,
     top_p: float = 0.9,
+    top_k: int = 0,
+    min_p: float = 0.0,
     max_new_tokens: int = 256,
+    min_new_tokens: int = 0,
+    stop: Sequence[str] = (),
     seed: int = 0,
-    rows: int = 64,
+    slots: int = 64,
 ) -> list[Response]:
-    """`n` answers to each prompt (text, messages or `Prompt`), in the prompts' order."""
+    """`n` answers to each prompt (text, messages or `Prompt`), in the prompts' order.
+
+    Args:
+      slots: rows decoded at a time; changes the speed, never what comes out.
+    """
     asked = list({p.id: p for p in _prompts(prompts)}.values())
     requests = [Request(p.id, tuple(model.chat.prompt_ids(p.messages))) for p in asked]
-    settings = SamplingSettings(temperature, top_p, max_new_tokens)
-    found = _sample(model, requests, n, settings, seed, rows, "respond", "answers")
+    settings = SamplingSettings(temperature, top_p, max_new_tokens, top_k, min_p, min_new_tokens, tuple(stop))
+    engine = Engine(model, EngineSettings(slots=slots))
+    found = _sample(engine, requests, n, settings, seed, "respond", "answers")
     return [response_row(model.hash, x) for x in found]
 
 
@@ -86,46 +104,81 @@ def judge(
     prompts: Sequence[Any],
     responses: Sequence[Response],
     *,
+    method: str = "sampled",
+    rationale: bool = True,
     samples: int = 3,
     template: str = "",
     temperature: float = 0.7,
     top_p: float = 0.9,
     max_new_tokens: int = 256,
     seed: int = 0,
-    rows: int = 64,
+    slots: int = 64,
 ) -> list[Judgement]:
-    """`samples` judgements of each answer; `score` is None where none could be read."""
+    """Judgements of each answer; `score` is None where none could be read.
+
+    Args:
+      method: "sampled" (paper): the score stands in the text; "completion": the most probable one after the reasons;
+        "expected": the mean of the model's distribution over the scores.
+      rationale: for "expected": reasons first. Without them there is one judgement an answer, and nothing is sampled.
+      samples: judgements an answer.
+    """
+    if method not in CHOICES["judge.method"]:
+        raise UserError(f"judge: the method {method!r} is not one of {', '.join(CHOICES['judge.method'])}.")
     asked = {p.id: p.messages for p in _prompts(prompts)}
-    settings = SamplingSettings(temperature, top_p, max_new_tokens)
-    limit = model.context - max_new_tokens
+    slot = None if method == "sampled" else ScoreSlot.of(model.chat)
+    limit = model.context - max_new_tokens - (slot.longest if slot else 0)
     requests = judge_requests(model.chat, JudgeTemplate(template), asked, responses, limit)
-    found = _sample(model, requests, samples, settings, seed, rows, "judge", "judgements")
-    return [judgement_row(model.hash, x) for x in found]
+    engine = Engine(model, EngineSettings(slots=slots))
+    if slot and not needs_sampling(method, rationale):
+        read = dict(engine.read(slot_requests(requests, slot), slot.candidates))
+        by_id = {request.id: logps for request, logps in read.items()}
+        return [read_row(model.hash, method, r.id, 0, "", "read", by_id[r.id]) for r in requests]
+    settings, reading = judge_sampling(SamplingSettings(temperature, top_p, max_new_tokens), slot)
+    found = _sample(engine, requests, samples, settings, seed, "judge", "judgements", reading)
+    return [judgement_row(model.hash, method, x) for x in found]
 
 
-def _sample(model, requests, samples, settings, seed, rows, purpose, title):
-    check_fits(requests, settings, model.context, "prompt")
+def _sample(
+    engine: Engine,
+    requests: Sequence[Request],
+    samples: int,
+    settings: SamplingSettings,
+    seed: int,
+    purpose: str,
+    title: str,
+    reading: Reading | None = None,
+) -> list[Completion]:
+    """Completions in the order of requests and samples."""
     place = {r.id: i for i, r in enumerate(requests)}
     found = []
     with meter(title, samples * len(requests)) as progress:
-        batches = plan_batches(requests, samples, rows)
-        for batch in batches:
-            completions = generate_batch(
-                model, batch, samples, settings,
-                seed=seed, size=len(batches[0]), bucket=64, purpose=f"{purpose}\0{model.hash}",
-            )  # fmt: skip
-            found += completions
-            progress.advance(len(completions), sum(len(c.token_ids) for c in completions))
+        key = f"{purpose}\0{engine.model.hash}"
+        for made in engine.run(requests, samples, settings, seed=seed, purpose=key, reading=reading):
+            found.append(made)
+            progress.advance(1, len(made.token_ids))
     return sorted(found, key=lambda c: (place[c.request.id], c.index))
 
 
-def score(model: Model, rows: Sequence[Mapping[str, Any]], *, batch_size: int = 16) -> list[Row]:
-    """Log-probability (nats, EOS included) and token count of each row's `response` given its `prompt`."""
+def score(
+    model: Model,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    reference: Model | None = None,
+    beta: float = 0.1,
+    batch_size: int = 16,
+) -> list[Row]:
+    """Log-probability (nats, EOS included) and token count of each row's `response` given its `prompt`.
+
+    Args:
+      reference: adds `reference_logp`, and `reward`, the implicit one of DPO with this `beta`.
+    """
     examples = [_example(model, row["prompt"], row["response"]) for row in rows]
-    found: dict[int, float] = {}
-    for indices, logps in score_examples(model, examples, rows=batch_size):
-        found.update(zip(indices, logps, strict=True))
-    return [{"logp": found[i], "tokens": len(e.response_ids)} for i, e in enumerate(examples)]
+    logps = score_in_order(model, examples, rows=batch_size)
+    made: list[Row] = [{"logp": logp, "tokens": len(e.response_ids)} for logp, e in zip(logps, examples, strict=True)]
+    if reference is not None:
+        for row, logp in zip(made, score_in_order(reference, examples, rows=batch_size), strict=True):
+            row |= {"reference_logp": logp, "reward": implicit_reward(row["logp"], logp, beta)}
+    return made
 
 
 def _example(model: Model, prompt: Any, response: str) -> Example:
@@ -184,9 +237,7 @@ def dpo(
 ) -> tuple[Model, list[Row]]:
     """A new model by DPO, and the metrics of every step. The reference is `model` itself if none is given."""
     examples = [Example(p.prompt_token_ids, ids) for p in pairs for ids in (p.chosen_token_ids, p.rejected_token_ids)]
-    logps: dict[int, float] = {}
-    for indices, found in score_examples(reference or model, examples):
-        logps.update(zip(indices, found, strict=True))
+    logps = score_in_order(reference or model, examples)
     data = [TrainRow((examples[i], examples[i + 1]), (logps[i], logps[i + 1])) for i in range(0, len(examples), 2)]
     settings = _settings(model, len(data), learning_rate, final_learning_rate, epochs, batch_size, dropout)
     return _train(model, data, DPO(beta), settings, seed, "DPO")

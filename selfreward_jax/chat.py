@@ -1,7 +1,8 @@
 """A conversation with a model in a terminal."""
 
 from selfreward_jax.core.errors import UserError
-from selfreward_jax.engine.generate import Request, SamplingSettings, generate_batch
+from selfreward_jax.engine.generate import Engine, EngineSettings, Request
+from selfreward_jax.engine.sampling import SamplingSettings
 from selfreward_jax.llama.load import Model
 
 
@@ -12,6 +13,7 @@ def converse(
     if max_new_tokens >= model.context:
         raise UserError(f"--max_new_tokens={max_new_tokens}: the model's context is {model.context} tokens.")
     settings = SamplingSettings(temperature, top_p, max_new_tokens)
+    engine = Engine(model, EngineSettings(slots=1))
     tell(f"{model.name}. /new begins anew, /exit ends.")
     messages: list[dict[str, str]] = []
     turn = 0
@@ -38,6 +40,6 @@ def converse(
             continue
         turn += 1
         request = Request(f"chat/{turn}", tuple(ids))
-        (answer,) = generate_batch(model, [request], 1, settings, seed=seed, size=1, bucket=128, purpose="chat")
+        (answer,) = engine.run([request], 1, settings, seed=seed, purpose="chat")
         messages.append({"role": "assistant", "content": answer.text})
         tell(f"{answer.text}" + (" [...]" if answer.stop_reason == "length" else "") + "\n")

@@ -61,6 +61,10 @@ def _score_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", required=True, metavar="FILE", help="JSONL rows `logp`, `tokens`, in order")
     parser.add_argument("--raw", action="store_true", help="BOS + prompt + response + EOS, no chat template")
     parser.add_argument("--rows", type=_number(int, 1), default=16, help="rows at a time (default 16)")
+    parser.add_argument(
+        "--reference", default="", metavar="DIR", help="adds `reference_logp` and the implicit `reward` against it"
+    )
+    parser.add_argument("--beta", type=_number(float, 0), default=0.1, help="of the implicit reward (default 0.1)")
 
 
 def _model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -139,7 +143,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Else transformers says that there is no PyTorch, which nothing here needs.
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         from selfreward_jax import verbs
+        from selfreward_jax.core import hosts
+        from selfreward_jax.engine.compiling import keep_compiled_programs
 
+        hosts.join()
+        keep_compiled_programs()
         with on_signals() as interrupt:
             getattr(verbs, options.verb)(options, overrides, interrupt)
         return 0

@@ -15,8 +15,8 @@ from selfreward_jax.core.interrupt import Interrupt
 from selfreward_jax.core.progress import meter, say
 from selfreward_jax.core.rows import Judgement, Pair, Prompt, Response, Row, as_messages, load_rows, read_jsonl, to_line
 from selfreward_jax.core.store import write_atomic
-from selfreward_jax.engine import score as engine_score
-from selfreward_jax.llama.load import MODEL_FILE, load_model
+from selfreward_jax.engine.score import implicit_reward, score_in_order
+from selfreward_jax.llama.load import MODEL_FILE, Model, load_model
 from selfreward_jax.loop import score_last, self_reward
 from selfreward_jax.stages import dpo as dpo_stage
 from selfreward_jax.stages import judge as judge_stage
@@ -44,6 +44,7 @@ def _config(options: argparse.Namespace, overrides: Overrides) -> ConfigDict:
     with config.ignore_type():
         config.update(stored_config(path.parent))
     config.prompts.keywords = tuple(config.prompts.keywords)
+    config.respond.stop = tuple(config.respond.stop)
     check(config)
     return config
 
@@ -148,15 +149,32 @@ def score(options: argparse.Namespace, overrides: Overrides, interrupt: Interrup
             raise UserError(
                 f"{options.input}: row {n} has {len(example)} tokens, more than the model's context of {model.context}."
             )
-    found: dict[int, float] = {}
-    with meter("log-probabilities", len(examples)) as progress:
-        for indices, logps in engine_score.score_examples(model, examples, rows=options.rows):
-            found.update(zip(indices, logps, strict=True))
-            progress.advance(len(indices), sum(len(examples[i]) for i in indices))
+    made = [
+        {"logp": logp, "tokens": len(e.response_ids)}
+        for logp, e in zip(_score(model, examples, "log-probabilities", options, interrupt), examples, strict=True)
+    ]
+    if options.reference:
+        words = model.chat.hashes
+        del model  # one model in memory at a time
+        reference = load_model(options.reference, dtype=options.dtype)
+        if reference.chat.hashes != words:
+            raise UserError(
+                f"--reference={options.reference}: another tokenizer or chat template than {options.model}'s."
+            )
+        for row, logp in zip(made, _score(reference, examples, "of the reference", options, interrupt), strict=True):
+            row |= {"reference_logp": logp, "reward": implicit_reward(row["logp"], logp, options.beta)}
+    write_atomic(output, "".join(map(to_line, made)))
+    say(f"{len(made)} rows lie in {output}")
+
+
+def _score(model: Model, examples: Sequence[Example], title: str, options, interrupt: Interrupt) -> list[float]:
+    with meter(title, len(examples)) as progress:
+
+        def advance(rows: int, tokens: int) -> None:
+            progress.advance(rows, tokens)
             interrupt.check()
-    lines = [to_line({"logp": found[i], "tokens": len(e.response_ids)}) for i, e in enumerate(examples)]
-    write_atomic(output, "".join(lines))
-    say(f"{len(lines)} rows lie in {output}")
+
+        return score_in_order(model, examples, rows=options.rows, advance=advance)
 
 
 def _example(chat, prompt, response: str, raw: bool) -> Example:

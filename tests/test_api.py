@@ -134,8 +134,8 @@ def test_a_prompt_may_be_text_messages_or_a_row(model):
 
 
 def test_generate_depends_on_the_seed_alone(model):
-    def tokens(seed: int, rows: int) -> list:
-        return [r.token_ids for r in sr.generate(model, ["a", "b", "c"], n=2, max_new_tokens=8, seed=seed, rows=rows)]
+    def tokens(seed: int, slots: int) -> list:
+        return [r.token_ids for r in sr.generate(model, ["a", "b", "c"], n=2, max_new_tokens=8, seed=seed, slots=slots)]
 
     assert tokens(0, 64) == tokens(0, 2)
     assert tokens(0, 64) != tokens(1, 64)

@@ -52,7 +52,7 @@ SETTINGS: dict[str, Any] = {
     "dpo.dropout": 0.0,
     "training.length_bucket": 128,
     "training.head_chunk": 64,
-    "generation.rows": 12,
+    "generation.slots": 12,
     "generation.length_bucket": 128,
     "generation.score_rows": 4,
     "checkpoint.every_steps": 4,

@@ -17,6 +17,8 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "model.dtype": ("float32", "bfloat16"),
     "model.param_dtype": ("float32", "bfloat16"),
     "prompts.generator": ("base", "current"),
+    "judge.method": ("sampled", "completion", "expected"),
+    "generation.cache_dtype": ("", "float32", "bfloat16"),
     "respond.truncated": ("drop", "keep"),
     "pairs.rule": ("best_worst",),
     "dpo.data": ("pairs", "positives"),
@@ -60,7 +62,13 @@ BOUNDS: Mapping[str, tuple[float | None, float | None]] = {
     "dpo.label_smoothing": (0, 0.5),
     "training.length_bucket": (1, None),
     "training.head_chunk": (1, None),
-    "generation.rows": (1, None),
+    **{f"{s}.top_k": (0, None) for s in ("prompts", "respond", "judge")},
+    **{f"{s}.min_p": (0, 1) for s in ("prompts", "respond", "judge")},
+    "respond.min_new_tokens": (0, None),
+    "generation.slots": (1, None),
+    "generation.cache_gib": (0, None),
+    "generation.tensor": (0, None),
+    "generation.prefill_tokens": (0, None),
     "generation.length_bucket": (1, None),
     "generation.score_rows": (1, None),
     "checkpoint.every_steps": (1, None),
@@ -112,8 +120,11 @@ def check(config: ConfigDict) -> None:
         micro, batch = given[f"{stage}.micro_batch_size"], given[f"{stage}.batch_size"]
         if micro and batch % micro:
             raise UserError(f"config.{stage}.micro_batch_size: {micro} must divide batch_size {batch}.")
-    if not all(isinstance(word, str) for word in given["prompts.keywords"]):
-        raise UserError(f"config.prompts.keywords: {given['prompts.keywords']!r} must hold text only.")
+    for name in ("prompts.keywords", "respond.stop"):
+        if not all(isinstance(word, str) and word for word in given[name]):
+            raise UserError(f"config.{name}: {given[name]!r} must hold text only, and none that is empty.")
+    if given["respond.min_new_tokens"] > given["respond.max_new_tokens"]:
+        raise UserError("config.respond.min_new_tokens: more than respond.max_new_tokens.")
     if given["prompts.min_words"] > given["prompts.max_words"]:
         raise UserError("config.prompts.min_words: more than prompts.max_words; no prompt could ever be kept.")
     if given["judge.min_parsed"] > given["judge.samples"]:

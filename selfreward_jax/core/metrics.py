@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from selfreward_jax.core.hosts import is_writer
 from selfreward_jax.core.rows import Row, to_line
 from selfreward_jax.core.store import disk_error, is_local, write_atomic
 
@@ -86,7 +87,7 @@ class MetricsLog:
             lines = self.path.read_text().split("\n")[:-1]
             self.rows = [row for row in map(json.loads, lines) if row["step"] <= start_step]
         write_atomic(self.path, "".join(map(to_line, self.rows)))
-        if tensorboard and is_local(folder):
+        if tensorboard and is_local(folder) and is_writer():
             self._board = Board(folder / "tb", purge_step=start_step + 1)
 
     def write(self, row: Row) -> None:
@@ -98,6 +99,8 @@ class MetricsLog:
 
     def _append(self, text: str, *, sync: bool = False) -> None:
         assert self.path
+        if not is_writer():
+            return
         try:
             with open(self.path, "a") as file:
                 file.write(text)

@@ -8,11 +8,15 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from selfreward_jax.core.hosts import is_writer
+
 SECONDS_BETWEEN_LINES = 10.0
 
 
 def say(text: str) -> None:
-    """A line for the person who watches the run."""
+    """A line for the person who watches the run; of several processes, one speaks."""
+    if not is_writer():
+        return
     Console(file=sys.stderr, highlight=False, markup=False, soft_wrap=True).print(text)
 
 
@@ -22,10 +26,13 @@ class Meter:
     def __init__(self, title: str, total: int, done: int, unit: str, show):
         self.title, self.total, self.done, self.unit = title, total, done, unit
         self.tokens = 0
+        self.note = ""
         self._start, self._first = time.monotonic(), done
         self._show = show
 
-    def advance(self, items: int, tokens: int = 0) -> None:
+    def advance(self, items: int, tokens: int = 0, note: str = "") -> None:
+        """`note` is a word on how it goes, such as the slots in use."""
+        self.note = note
         self.done += items
         self.tokens += tokens
         self._show(self)
@@ -57,26 +64,31 @@ def _clock(seconds: float | None) -> str:
 def meter(title: str, total: int, *, done: int = 0, unit: str = "rows") -> Iterator[Meter]:
     """Shows the progress of `total` items, `done` of which an earlier session finished."""
     console = Console(file=sys.stderr)
-    if console.is_terminal:
+    if console.is_terminal and is_writer():
         columns = (
             TextColumn("{task.description:<28}"),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]:>7.0f} tok/s"),
+            TextColumn("{task.fields[rate]:>7.0f} tok/s {task.fields[note]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=console, expand=True) as bar:
-            task = bar.add_task(title, total=total, completed=done, rate=0.0)
-            yield Meter(title, total, done, unit, lambda m: bar.update(task, completed=m.done, rate=m.rate))
+            task = bar.add_task(title, total=total, completed=done, rate=0.0, note="")
+
+            def update(m: Meter) -> None:
+                bar.update(task, completed=m.done, rate=m.rate, note=m.note)
+
+            yield Meter(title, total, done, unit, update)
         return
 
     last = time.monotonic()
 
     def line(m: Meter) -> None:
         times = f"{_clock(m.seconds)} gone, {_clock(m.seconds_left)} left"
-        say(f"{m.title}: {m.done}/{m.total} {m.unit}, {m.rate:.0f} tok/s, {times}")
+        note = f", {m.note}" if m.note else ""
+        say(f"{m.title}: {m.done}/{m.total} {m.unit}, {m.rate:.0f} tok/s{note}, {times}")
 
     def show(m: Meter) -> None:
         nonlocal last

@@ -47,7 +47,10 @@ class Response:
 
 @dataclasses.dataclass(frozen=True)
 class Judgement:
-    """One sampled judgement of a response; `score` is None where no score could be read from it."""
+    """One judgement of a response; `score` is None where no score could be read from it.
+
+    `score_probs` is the model's distribution over the scores 0 to 5, where the score was read from that.
+    """
 
     id: str
     response_id: str
@@ -55,6 +58,7 @@ class Judgement:
     text: str
     score: float | None
     stop_reason: str
+    score_probs: tuple[float, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

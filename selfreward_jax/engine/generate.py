@@ -1,45 +1,77 @@
-"""Sampling from a model: requests in, completions out, in batches whose make-up depends on the requests alone.
+"""The engine: requests in, completions out as they finish, each piece of work done once.
 
-Every draw's key follows from (seed, model, request, sample, position), so neither the batch nor the slot in which a
-row ran has a say in what it says.
+The prefix that all requests share is run through the model once, a prompt once for all its samples, and a finished
+sample's slot takes the next one at once. Every draw's key follows from (seed, purpose with the model's hash, request,
+sample, position), and a row's numbers don't depend on the rows beside it, so neither slot nor order nor an
+interruption has a say in what comes out.
 """
 
+import collections
 import dataclasses
-import hashlib
-import math
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence, Set
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from selfreward_jax.core.errors import UserError
-from selfreward_jax.core.mesh import put_rows
-from selfreward_jax.engine.decode import decode, prefill
+from selfreward_jax.core.progress import say
+from selfreward_jax.engine import programs
+from selfreward_jax.engine.cache import (
+    CachePlan,
+    blocks_for,
+    default_budget,
+    empty_region,
+    padded_length,
+    plan_cache,
+    resize,
+)
+from selfreward_jax.engine.compiling import compile_ahead
+from selfreward_jax.engine.layout import REPLICA, TENSOR, lay_out, put, sampling_mesh, splits_kv
+from selfreward_jax.engine.sampling import SamplingSettings
+from selfreward_jax.engine.schedule import Request, Sample, Schedule, sample_key, shared_prefix
+from selfreward_jax.engine.stopping import cut_at_stop, has_stop
 from selfreward_jax.llama.load import Model
-from selfreward_jax.training.batches import round_up
+
+STEPS = 32  # decode steps between two looks at what came out, at most
+STEPS_WITH_STOP = 8  # the same where stop strings must be looked for
 
 
 @dataclasses.dataclass(frozen=True)
-class SamplingSettings:
-    """How to sample. `temperature` 0 is greedy; `max_new_tokens` counts the EOS."""
+class EngineSettings:
+    """What an engine may use.
 
-    temperature: float
-    top_p: float
-    max_new_tokens: int
+    Attributes:
+      slots: rows that decode at a time, on all devices together.
+      length_bucket: prompts are padded to a multiple of so many tokens.
+      prefill_tokens: prompt tokens, padding included, that one call runs through the model in each replica; 0: what
+        fills the device.
+      cache_gib: memory for keys and values on each device; 0: what fits.
+      cache_dtype: of keys and values; "" for that of the computation.
+      tensor: devices that share a model; 0: as in training.
+    """
 
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """A prompt to continue; `id` enters the random keys, so it must be the request's own."""
-
-    id: str
-    prompt_ids: tuple[int, ...]
+    slots: int = 64
+    length_bucket: int = 32
+    prefill_tokens: int = 0
+    cache_gib: float = 0.0
+    cache_dtype: str = ""
+    tensor: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Completion:
-    """One sample: `token_ids` as drawn, EOS included; `stop_reason` is `eos` or `length`; `logp` in nats."""
+    """One sample.
+
+    Attributes:
+      token_ids: as drawn, with the EOS or what completed a stop string.
+      text: without EOS, and up to where a stop string begins.
+      stop_reason: `eos`, `stop` (a stop string) or `length`.
+      logp: of all its tokens under the model itself, in nats.
+      read: log-probabilities of the candidates of a `Reading`.
+    """
 
     request: Request
     index: int
@@ -47,94 +79,425 @@ class Completion:
     text: str
     stop_reason: str
     logp: float
+    read: tuple[float, ...] | None = None
 
 
-def check_fits(requests: Sequence[Request], settings: SamplingSettings, context: int, what: str) -> None:
-    """Raises `UserError` for a prompt that leaves no room for an answer in the model's context."""
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """What to do when a sample has ended: go on with given tokens and read the next token's probabilities.
+
+    Attributes:
+      feed: from the sample's text to the tokens that follow it; they replace its EOS or stop string.
+      candidates: ids whose log-probabilities are read after them.
+      longest: the most tokens that `feed` gives.
+    """
+
+    feed: Callable[[str], tuple[int, ...]]
+    candidates: tuple[int, ...]
+    longest: int
+
+
+def check_requests(requests: Sequence[Request], samples: int, settings: SamplingSettings, context: int, what: str,
+                   extra: int = 0) -> None:  # fmt: skip
+    """Raises `UserError` for what can't be sampled: nothing at all, an empty prompt, one too long for the context.
+
+    Args:
+      what: of the requests, for people.
+      extra: tokens that a reading adds.
+    """
+    settings.check(what)
+    if not requests:
+        raise UserError(f"{what}: none given; there is nothing to generate from.")
+    if samples < 1:
+        raise UserError(f"{what}: {samples} samples asked for; at least 1 is needed.")
+    new = settings.max_new_tokens + extra
     for request in requests:
-        if len(request.prompt_ids) + settings.max_new_tokens > context:
+        if not request.prompt_ids:
+            raise UserError(f"{what} {request.id}: empty, not one token; a model needs something to go on.")
+        if len(request.prompt_ids) + new > context:
             raise UserError(
-                f"{what} {request.id}: {len(request.prompt_ids)} prompt tokens and {settings.max_new_tokens} new ones"
+                f"{what} {request.id}: {len(request.prompt_ids)} prompt tokens and {new} new ones"
                 f" exceed the model's context of {context}; shorten the prompt or lower max_new_tokens."
             )
 
 
-def plan_batches(requests: Sequence[Request], samples: int, rows: int) -> list[list[Request]]:
-    """Requests sorted by length (longest first, so that the most memory is needed at once), in batches of like size.
+class Engine:
+    """A model laid out for sampling. One may serve any number of runs; programs compiled for one serve the others.
 
-    Args:
-      samples: of each request; all of them run in one batch.
-      rows: the most that may run at a time.
+    Attributes:
+      counters: tokens since the engine was made: `gen/tokens`, `gen/prefill_tokens_computed`,
+        `gen/prefill_tokens_shared` (what running each sample's prompt by itself would have cost in addition),
+        `gen/prefill_tokens_padding`, `gen/decode_steps`, `gen/slot_steps` (slots in use, summed over the steps).
+      in_use: slots in use, and how many there are.
     """
-    ordered = sorted(requests, key=lambda r: (-len(r.prompt_ids), r.id))
-    batches = math.ceil(len(ordered) / max(1, rows // samples))
-    per_batch = math.ceil(len(ordered) / max(batches, 1))
-    return [ordered[i : i + per_batch] for i in range(0, len(ordered), max(per_batch, 1))]
 
+    def __init__(self, model: Model, settings: EngineSettings | None = None):
+        """Lays the model's weights out.
 
-def _request_key(seed: int, purpose: str, request: Request) -> int:
-    digest = hashlib.sha256(f"{seed}\0{purpose}\0{request.id}".encode()).digest()
-    return int.from_bytes(digest[:4], "little")
+        Raises:
+          UserError: the weights or the devices can't be divided as asked, or an end id is none of the vocabulary.
+        """
+        self.model, self.settings = model, settings or EngineSettings()
+        config = model.config
+        wrong = [i for i in model.chat.eos_ids if not 0 <= i < config.vocab_size]
+        if wrong:
+            raise UserError(
+                f"{model.name}: the end id {wrong[0]} lies outside the vocabulary of {config.vocab_size}; mend"
+                " eos_token_id in config.json or generation_config.json."
+            )
+        self.mesh = sampling_mesh(model.mesh, self.settings.tensor)
+        self.replicas = self.mesh.shape[REPLICA]
+        self.dtype = jnp.dtype(model.dtype)
+        self.cache_dtype = jnp.dtype(self.settings.cache_dtype or model.dtype)
+        with jax.set_mesh(self.mesh):
+            self.weights = lay_out(config, model.params, self.mesh, self.dtype)
+        if not splits_kv(config, self.mesh):
+            say(
+                f"{model.name}: {config.num_kv_heads} K/V heads can't be split over {self.mesh.shape[TENSOR]} tensor"
+                " devices; each keeps all keys and values"
+            )
+        self.counters: collections.Counter[str] = collections.Counter()
+        self.in_use: tuple[int, int] = (0, 0)
+        self._compiled: set[str] = set()
 
+    def prepare(self, what: str, function, *args, **static) -> None:
+        """Compiles a program ahead of its first use; `what` must tell its shapes."""
+        if what not in self._compiled:
+            compile_ahead(what, function, *args, **static)
+            self._compiled.add(what)
 
-def generate_batch(
-    model: Model,
-    batch: Sequence[Request],
-    samples: int,
-    settings: SamplingSettings,
-    *,
-    seed: int,
-    size: int,
-    bucket: int,
-    purpose: str = "",
-    stop_ids: tuple[int, ...] = (),
-) -> list[Completion]:
-    """Continues each request `samples` times, request by request, sample by sample.
+    @property
+    def prefill_tokens(self) -> int:
+        """Prompt tokens of one call in each replica; on a CPU a few hundred fill it, and the rest would be waste."""
+        on_cpu = self.mesh.devices.flat[0].platform == "cpu"
+        return self.settings.prefill_tokens or (256 if on_cpu else 2048)
 
-    Args:
-      size: requests in a full batch; a smaller one is filled up to the same shape, so that it needs no new program.
-      bucket: prompts are padded to a multiple of this.
-      purpose: what the samples are for and the model's hash; part of every random key.
-      stop_ids: ids that end a sample beside the model's own end ids.
-    """
-    P = max(size, len(batch))
-    T = round_up(max(len(r.prompt_ids) for r in batch), bucket)
-    tokens, lengths = np.zeros((P, T), np.int32), np.ones(P, np.int32)
-    seeds = np.zeros(P, np.uint32)
-    for i, request in enumerate(batch):
-        tokens[i, : len(request.prompt_ids)] = request.prompt_ids
-        lengths[i], seeds[i] = len(request.prompt_ids), _request_key(seed, purpose, request)
-    dtype = jnp.dtype(model.dtype)
-    with jax.set_mesh(model.mesh):
-        tokens, lengths = put_rows((tokens, lengths), model.mesh)
-        prefilled = prefill(model.config, model.params, tokens, lengths, dtype=dtype)
-        ids, counts, logps = decode(
-            model.config,
-            model.params,
-            prefilled,
-            lengths,
-            np.arange(P) < len(batch),
-            row_keys(seeds, samples),
+    @functools.cached_property
+    def budget(self) -> int:
+        """Bytes for keys and values on each device."""
+        if self.settings.cache_gib:
+            return int(self.settings.cache_gib * 2**30)
+        weights = sum(x.nbytes for x in jax.tree.leaves(self.weights)) // self.mesh.shape[TENSOR]
+        return default_budget(weights, self.mesh.devices.flat[0])
+
+    def plan(self, requests: Sequence[Request], samples: int, new_tokens: int) -> CachePlan:
+        """Sizes of the cache for these requests, each continued by at most `new_tokens` tokens."""
+        prefix = shared_prefix(requests)
+        return plan_cache(
+            self.model.config,
+            self.mesh,
+            requests=len(requests),
             samples=samples,
-            max_new_tokens=settings.max_new_tokens,
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            eos_ids=model.chat.eos_ids + stop_ids,
-            dtype=dtype,
+            slots=self.settings.slots,
+            prefix=prefix,
+            longest_prompt=max(len(r.prompt_ids) for r in requests) - prefix,
+            own_limit=max(new_tokens, 1),
+            dtype=self.cache_dtype,
+            budget=self.budget,
         )
-    ids, counts, logps = jax.device_get((ids, counts, logps))
-    completions = []
-    for i, request in enumerate(batch):
-        for n in range(samples):
-            row = i * samples + n
-            token_ids = tuple(ids[row, : counts[row]].tolist())
-            stop = "eos" if token_ids[-1] in model.chat.eos_ids + stop_ids else "length"
-            completions.append(Completion(request, n, token_ids, model.chat.decode(token_ids), stop, float(logps[row])))
-    return completions
+
+    def run(
+        self,
+        requests: Sequence[Request],
+        samples: int,
+        settings: SamplingSettings,
+        *,
+        seed: int,
+        purpose: str = "",
+        done: Set[tuple[str, int]] = frozenset(),
+        reading: Reading | None = None,
+        what: str = "prompt",
+    ) -> Iterator[Completion]:
+        """Continues each request `samples` times; yields completions as they finish.
+
+        Args:
+          purpose: what the samples are for and the model's hash; part of every random key.
+          done: (request id, sample) that need not be made again. The others come out as if all were made.
+          reading: what to read when a sample has ended.
+          what: of the requests, for error messages.
+
+        Raises:
+          UserError: see `check_requests`, or the cache is too small; before anything is generated.
+        """
+        extra = reading.longest if reading else 0
+        check_requests(requests, samples, settings, self.model.context, what, extra)
+        plan = self.plan(requests, samples, settings.max_new_tokens + extra)
+        # Longest first: memory is needed most at once, and compiled shapes only get smaller.
+        ordered = sorted(requests, key=lambda r: (-len(r.prompt_ids), r.id))
+        work = (
+            [Sample(r, n, sample_key(seed, purpose, r.id, n)) for n in range(samples) if (r.id, n) not in done]
+            for r in ordered
+        )
+        schedule = Schedule(self.replicas, plan.slots, plan.entries, samples, (w for w in work if w))
+        run = _Run(self, plan, schedule, shared_prefix(requests), settings, reading)
+        with jax.set_mesh(self.mesh):
+            yield from run.completions(next(iter(requests)).prompt_ids)
+
+    def read(
+        self, requests: Sequence[Request], candidates: tuple[int, ...], *, done: Set[str] = frozenset()
+    ) -> Iterator[tuple[Request, tuple[float, ...]]]:
+        """Log-probabilities of the candidates as each request's next token: one prefill, no decoding."""
+        settings = SamplingSettings(0.0, 1.0, 1)
+        check_requests(requests, 1, settings, self.model.context, "prompt")
+        plan = self.plan(requests, 1, 1)
+        ordered = sorted(requests, key=lambda r: (-len(r.prompt_ids), r.id))
+        work = ([Sample(r, 0, np.zeros(2, np.uint32))] for r in ordered if r.id not in done)
+        schedule = Schedule(self.replicas, plan.slots, plan.entries, 1, work)
+        run = _Run(self, plan, schedule, shared_prefix(requests), settings, None)
+        with jax.set_mesh(self.mesh):
+            yield from run.readings(next(iter(requests)).prompt_ids, candidates)
 
 
-def row_keys(seeds_P: np.ndarray, samples: int) -> jax.Array:
-    """One key per (request, sample), [P * N], request by request."""
-    keys = jax.vmap(jax.random.key)(jnp.asarray(seeds_P))
-    fold = jax.vmap(jax.vmap(jax.random.fold_in, in_axes=(None, 0)), in_axes=(0, None))
-    return fold(keys, jnp.arange(samples)).reshape(-1)
+class _Run:
+    """One run of the engine: its cache, and the host loop between the jitted programs."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        plan: CachePlan,
+        schedule: Schedule,
+        prefix_length: int,
+        settings: SamplingSettings,
+        reading: Reading | None,
+    ):
+        self.engine, self.plan, self.schedule, self.prefix_length = engine, plan, schedule, prefix_length
+        self.settings, self.reading = settings, reading
+        self.config, self.mesh = engine.model.config, engine.mesh
+        self.eos_ids = engine.model.chat.eos_ids
+        self.steps = STEPS_WITH_STOP if settings.stop else STEPS
+        self.candidates = np.asarray(reading.candidates if reading else (), np.int32)
+        self.feed_width = max(1, reading.longest if reading else 1)
+        self.region = functools.partial(empty_region, self.config, self.mesh, dtype=engine.cache_dtype)
+
+    # Prefill.
+
+    def _share_prefix(self, ids: Sequence[int]) -> None:
+        """Runs the shared prefix through the model, once."""
+        self.prefix_arg = put(np.array(self.prefix_length, np.int32), self.mesh)
+        self.prefix: list = []
+        if not self.prefix_length:
+            return
+        tokens = np.zeros((1, self.plan.prefix), np.int32)
+        tokens[0, : self.prefix_length] = ids[: self.prefix_length]
+        dtypes = {"dtype": self.engine.dtype, "cache_dtype": self.engine.cache_dtype}
+        args = self.config, self.engine.weights, put(tokens, self.mesh)
+        what = f"prefill of a shared prefix of {self.plan.prefix} tokens"
+        self.engine.prepare(what, programs.prefill_prefix, *args, **dtypes)
+        self.prefix = programs.prefill_prefix(*args, **dtypes)
+        self._count(computed=self.prefix_length, padding=self.plan.prefix - self.prefix_length)
+
+    def _count(self, *, computed: int = 0, shared: int = 0, padding: int = 0) -> None:
+        kinds = {"computed": computed, "shared": shared, "padding": padding}
+        self.engine.counters.update({f"gen/prefill_tokens_{name}": n for name, n in kinds.items()})
+
+    def _padded(self, request: Request) -> int:
+        """Positions that a prompt is padded to; they depend on the prompt alone, and so do its numbers."""
+        return padded_length(len(request.prompt_ids) - self.prefix_length, self.engine.settings.length_bucket)
+
+    def _prefill(self, prompts: list, taken: list[list[list[Sample]]]) -> tuple[list, jax.Array, list[list[Sample]]]:
+        """Runs the prompts of the taken samples; returns the region, logits [P, V], and the samples by row."""
+        T = self._padded(next(group[0].request for groups in taken for group in groups))
+        width = self._width(T)
+        P = self.engine.replicas * width
+        tokens, lengths = np.zeros((P, T), np.int32), np.ones(P, np.int32)
+        entries = np.full((self.engine.replicas, width), self.plan.entries, np.int32)
+        by_row: list[list[Sample]] = [[] for _ in range(P)]
+        for d, groups in enumerate(taken):
+            for n, group in enumerate(groups):
+                ids = group[0].request.prompt_ids[self.prefix_length :]
+                row = d * width + n
+                tokens[row, : len(ids)], lengths[row], entries[d, n] = ids, len(ids), group[0].entry
+                by_row[row] = group
+                self._count(computed=len(ids), padding=T - len(ids), shared=(len(group) - 1) * len(ids))
+                self._count(shared=len(group) * self.prefix_length)
+        self._count(padding=(P - sum(map(bool, by_row))) * T)
+        args = (
+            self.config, self.engine.weights, self.prefix, self.prefix_arg, prompts,
+            put(tokens, self.mesh, REPLICA), put(lengths, self.mesh, REPLICA), put(entries, self.mesh, REPLICA),
+        )  # fmt: skip
+        kept = f"{self.plan.entries} entries of {prompts[0].capacity}" if prompts else "nothing kept"
+        what = f"prefill of {P} x {T} tokens after {self.plan.prefix if self.prefix else 0}, {kept}"
+        self.engine.prepare(what, programs.prefill, *args, dtype=self.engine.dtype)
+        prompts, logits = programs.prefill(*args, dtype=self.engine.dtype)
+        return prompts, logits, by_row
+
+    def _width(self, T: int) -> int:
+        """Prompts of a padded length that a call takes in each replica: always as many, for the sake of every bit."""
+        return max(1, min(self.engine.prefill_tokens // T, self.plan.entries))
+
+    def _take(self) -> list[list[list[Sample]]]:
+        """The next prompts to prefill, of one padded length, by replica."""
+        schedule = self.schedule
+        width = self._width(self._padded(schedule.next_up[0].request)) if schedule.next_up else 1
+        return schedule.next_prompts(width, self._padded)
+
+    # Sampling.
+
+    def completions(self, prefix_ids: Sequence[int]) -> Iterator[Completion]:
+        schedule, plan = self.schedule, self.plan
+        self._share_prefix(prefix_ids)
+        # What all samples share is computed once, so one sample less shares it.
+        self._count(shared=-self.prefix_length)
+        blocks = self._prompt_blocks()
+        rows = self.engine.replicas
+        self.prompts = self.region(blocks=blocks, rows=rows * plan.entries, width=plan.prompt_block)
+        self.own = self.region(blocks=1, rows=rows * plan.slots, width=plan.own_block)
+        while schedule.unfinished:
+            while any(taken := self._take()):
+                self._fit_prompts()
+                self.prompts, logits, by_row = self._prefill(self.prompts, taken)
+                yield from self._begin(logits, by_row)
+            schedule.fill()
+            if schedule.running:
+                yield from self._decode()
+
+    def _fit_prompts(self) -> None:
+        """Lets go of blocks that no prompt needs any more, where that is half of them: each size is a program."""
+        blocks = self._prompt_blocks()
+        if 2 * blocks <= self.prompts[0].k.shape[0]:
+            self.prompts = resize(self.prompts, blocks)
+
+    def _prompt_blocks(self) -> int:
+        longest = self.schedule.longest_prompt(self.prefix_length)
+        return blocks_for(padded_length(longest, self.engine.settings.length_bucket), self.plan.prompt_block)
+
+    def _begin(self, logits: jax.Array, by_row: list[list[Sample]]) -> Iterator[Completion]:
+        """Draws the first token of every sample."""
+        keys = np.zeros((len(by_row), self.schedule.seats, 2), np.uint32)
+        for row, group in enumerate(by_row):
+            for n, sample in enumerate(group):
+                keys[row, n] = sample.key
+        banned = self.eos_ids if self.settings.min_new_tokens > 0 else ()
+        token, logp = jax.device_get(
+            programs.first_tokens(logits, put(keys, self.mesh, REPLICA), self.settings.law(), banned=banned)
+        )
+        for row, group in enumerate(by_row):
+            for n, sample in enumerate(group):
+                self._add(sample, [int(token[row, n])], [float(logp[row, n])])
+                if sample.stop_reason and not self._feed(sample):
+                    self.schedule.release(sample)
+                    yield self._completion(sample)
+                else:
+                    self.schedule.wait(sample)
+
+    def _add(self, sample: Sample, tokens: Sequence[int], logps: Sequence[float]) -> None:
+        """New tokens of a sample; sets its stop reason when it has ended."""
+        before = len(sample.token_ids)
+        sample.token_ids += tokens
+        sample.logps += logps
+        sample.count = len(sample.token_ids)
+        if sample.token_ids[-1] in self.eos_ids and len(sample.token_ids) >= self.settings.min_new_tokens:
+            sample.stop_reason = "eos"
+        elif len(sample.token_ids) >= self.settings.max_new_tokens:
+            sample.stop_reason = "length"
+        stop, least = self.settings.stop, max(before + 1, self.settings.min_new_tokens)
+        chat = self.engine.model.chat
+        if stop and len(sample.token_ids) >= least and has_stop(chat, sample.token_ids, before, stop):
+            cut = cut_at_stop(chat, sample.token_ids, least, stop)
+            if cut:
+                count, sample.text = cut
+                self.engine.counters["gen/tokens"] -= len(sample.token_ids) - count
+                del sample.token_ids[count:], sample.logps[count:]
+                sample.stop_reason = "stop"
+        self.engine.counters["gen/tokens"] += len(tokens)
+
+    def _feed(self, sample: Sample) -> bool:
+        """Begins the reading of a sample that has ended; False if nothing is to be read."""
+        if not self.reading:
+            return False
+        chat = self.engine.model.chat
+        sample.text = chat.decode(sample.token_ids) if sample.text is None else sample.text
+        kept = len(sample.token_ids)
+        if sample.stop_reason == "eos":
+            kept -= 1
+        elif sample.stop_reason == "stop":
+            while kept and len(chat.decode(sample.token_ids[:kept])) > len(sample.text):
+                kept -= 1
+        # The last token drawn is not in the cache yet.
+        cached = min(kept, len(sample.token_ids) - 1)
+        sample.fed = [*sample.token_ids[cached:kept], *self.reading.feed(sample.text)]
+        sample.count = cached + 1
+        return True
+
+    def _completion(self, sample: Sample, read: np.ndarray | None = None) -> Completion:
+        text = self.engine.model.chat.decode(sample.token_ids) if sample.text is None else sample.text
+        return Completion(
+            sample.request,
+            sample.index,
+            tuple(sample.token_ids),
+            text,
+            sample.stop_reason,
+            float(np.sum(np.asarray(sample.logps, np.float32), dtype=np.float64)),
+            None if read is None else tuple(float(x) for x in read),
+        )
+
+    # Decoding.
+
+    def _decode(self) -> Iterator[Completion]:
+        """One call of the decode program, and what became of every slot in it."""
+        schedule, engine, plan, settings = self.schedule, self.engine, self.plan, self.settings
+        running = dict(schedule.running)
+        slots, seats = schedule.arrays(self.prefix_length, self.feed_width)
+        longest = max(s.count for s in running.values())
+        self._fit_own(longest)
+        most = min(self.steps, self.own[0].capacity - longest + 1)
+        # A slot that ends with nothing to follow it needn't be looked after before the others end.
+        patience = 1 if schedule.starved or self.reading else len(running)
+        limits = np.array([most, patience, settings.max_new_tokens, settings.min_new_tokens], np.int32)
+        on_rows = lambda x: put(x, self.mesh, REPLICA)  # noqa: E731
+        args = (
+            self.config, engine.weights, self.prefix, self.prefix_arg, self.prompts, self.own,
+            programs.Slots(**{name: on_rows(x) for name, x in slots.items()}),
+            programs.Seats(**{name: on_rows(x) for name, x in seats.items()}),
+            put(self.candidates, self.mesh), put(limits, self.mesh),
+        )  # fmt: skip
+        static: dict[str, Any] = {
+            "law": settings.law(), "steps": self.steps, "eos_ids": self.eos_ids, "dtype": engine.dtype,
+        }  # fmt: skip
+        what = (
+            f"decoding in {len(slots['token'])} slots of {self.own[0].capacity} tokens,"
+            f" {plan.entries} x {schedule.seats} seats, prompts of {self.prompts[0].capacity} after"
+            f" {plan.prefix if self.prefix else 0}, {settings.law()}"
+        )
+        engine.prepare(what, programs.decode, *args, **static)
+        self.own, results = programs.decode(*args, **static)
+        steps, tokens, logps, added, ended, read = jax.device_get(results)
+        engine.counters["gen/decode_steps"] += int(steps)
+        engine.counters["gen/slot_steps"] += int(added.sum())
+        engine.in_use = (len(running), len(slots["token"]))
+        for (d, slot), sample in sorted(running.items()):
+            row = d * schedule.slots + slot
+            n = int(added[row])
+            if sample.fed is not None:
+                sample.fed = sample.fed[n:]
+                sample.count += n
+                finished = bool(ended[row])
+            else:
+                self._add(sample, tokens[row, :n].tolist(), logps[row, :n].tolist())
+                finished = bool(sample.stop_reason) and not self._feed(sample)
+            if finished:
+                schedule.release(sample)
+                yield self._completion(sample, read[row] if self.reading else None)
+
+    def _fit_own(self, longest: int) -> None:
+        """Room for at least one more token in every slot; much too much room is given back."""
+        width, have = self.plan.own_block, self.own[0].k.shape[0]
+        needed = blocks_for(longest, width)
+        if needed > have or 4 * needed <= have:
+            self.own = resize(self.own, needed)
+
+    # Reading alone.
+
+    def readings(
+        self, prefix_ids: Sequence[int], candidates: tuple[int, ...]
+    ) -> Iterator[tuple[Request, tuple[float, ...]]]:
+        self._share_prefix(prefix_ids)
+        self._count(shared=-self.prefix_length)
+        wanted = put(np.asarray(candidates, np.int32), self.mesh)
+        while any(taken := self._take()):
+            _, logits, by_row = self._prefill([], taken)
+            logps = np.asarray(programs.candidate_logps(logits, wanted))
+            for row, group in enumerate(by_row):
+                for sample in group:
+                    self.schedule.release(sample)
+                    yield sample.request, tuple(float(x) for x in logps[row])

@@ -1,15 +1,81 @@
-"""Drawing a token from logits: temperature and top-p, with no sort and no search over the vocabulary.
+"""Drawing a token from logits: temperature, top-k, top-p and min-p, with no sort of the vocabulary.
 
 A draw from the whole distribution that is kept only if it lies in the nucleus is a draw from the nucleus, and
 whether token v lies in it takes one masked sum: the mass of the tokens more probable than v must be below top-p.
-At top-p 0.9 nine draws of ten are kept, so a step costs little more than plain sampling.
+At top-p 0.9 nine draws of ten are kept, so a step costs little more than plain sampling. The other two limits are a
+smallest weight, so they remove tokens before anything is drawn.
 """
+
+import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
+from selfreward_jax.core.errors import UserError
+
 _BLOCK = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingSettings:
+    """How to sample; static under jit where it matters.
+
+    Attributes:
+      temperature: 0 is greedy.
+      top_p: the nucleus (Holtzman et al. 2020), in (0, 1]; 1 keeps every token.
+      max_new_tokens: with the EOS.
+      top_k: only the k most probable tokens, with all ties of the last of them; 0 keeps every token.
+      min_p: only tokens at least this share as probable as the most probable one; 0 keeps every token.
+      min_new_tokens: before so many tokens no EOS is drawn and no stop string ends a sample.
+      stop: texts that end a sample where they are completed.
+    """
+
+    temperature: float
+    top_p: float
+    max_new_tokens: int
+    top_k: int = 0
+    min_p: float = 0.0
+    min_new_tokens: int = 0
+    stop: tuple[str, ...] = ()
+
+    def check(self, where: str) -> None:
+        """Raises `UserError` for values that can't work."""
+        bounds = {
+            "temperature": self.temperature >= 0,
+            "top_p": 0 < self.top_p <= 1,
+            "top_k": self.top_k >= 0,
+            "min_p": 0 <= self.min_p <= 1,
+            "max_new_tokens": self.max_new_tokens >= 1,
+            "min_new_tokens": 0 <= self.min_new_tokens <= self.max_new_tokens,
+        }
+        wanted = {
+            "temperature": "0 or more",
+            "top_p": "above 0 and at most 1",
+            "top_k": "0 (all) or more",
+            "min_p": "between 0 and 1",
+            "max_new_tokens": "1 or more",
+            "min_new_tokens": f"between 0 and max_new_tokens, {self.max_new_tokens}",
+        }
+        for name, holds in bounds.items():
+            if not holds:
+                raise UserError(f"{where}: {name} is {getattr(self, name)}; it must be {wanted[name]}.")
+        if any(not text for text in self.stop):
+            raise UserError(f"{where}: a stop string is empty, which would end every sample at once.")
+
+    def law(self) -> "Law":
+        return Law(self.temperature, self.top_p, self.top_k, self.min_p)
+
+
+@dataclasses.dataclass(frozen=True)
+class Law:
+    """The part of the settings that a compiled program depends on; see `SamplingSettings`."""
+
+    temperature: float
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
 
 
 @struct.dataclass
@@ -48,25 +114,52 @@ def _mass_above(weights: _Weights, weight_R: jax.Array) -> jax.Array:
     return above.sum(axis=1).sum(axis=-1) / weights.block_cdf[:, -1]
 
 
-def sample(logits_RV: jax.Array, keys_R: jax.Array, *, temperature: float, top_p: float) -> tuple[jax.Array, jax.Array]:
+def kth_largest(x_RV: jax.Array, k: int) -> jax.Array:
+    """The k-th largest of each row of non-negative float32 numbers, [R], by bisection on their bits.
+
+    Bit patterns of non-negative floats are ordered like the floats, so 31 counts find the value exactly.
+    """
+    bits_RV = jax.lax.bitcast_convert_type(x_RV, jnp.int32)
+
+    def narrow(i, found_R):
+        tried_R = found_R | (jnp.int32(1) << (30 - i))
+        return jnp.where((bits_RV >= tried_R[:, None]).sum(axis=-1) >= k, tried_R, found_R)
+
+    found_R = jax.lax.fori_loop(0, 31, narrow, jnp.zeros(x_RV.shape[0], jnp.int32))
+    return jax.lax.bitcast_convert_type(found_R, jnp.float32)
+
+
+def sample(
+    logits_RV: jax.Array, keys_R: jax.Array, law: Law, banned_RV: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
     """Draws one token per row.
 
     Args:
       logits_RV: float32.
       keys_R: one random key per row; which row of which batch it is plays no part.
-      temperature: 0 is greedy.
-      top_p: in (0, 1]. The nucleus (Holtzman et al. 2020) is every token whose more probable tokens have a mass
-        below top_p: the smallest set that reaches top_p, together with all ties of its last token.
+      law: top-k acts first, top-p on what it leaves, and min-p last, as in `transformers`. The nucleus is every token
+        whose more probable tokens have a mass below top-p: the smallest set that reaches top-p, together with all
+        ties of its last token.
+      banned_RV: True where a token must not be drawn, broadcast against the logits.
 
     Returns:
-      Token ids int32 [R], and their log-probabilities under the model itself (temperature 1, no top-p) [R].
+      Token ids int32 [R], and their log-probabilities under the model itself (temperature 1, every token) [R].
     """
-    R = logits_RV.shape[0]
+    model_RV = logits_RV
+    R, V = logits_RV.shape
+    if banned_RV is not None:
+        logits_RV = jnp.where(banned_RV, -jnp.inf, logits_RV)
     top_R = logits_RV.max(axis=-1)
-    if temperature == 0.0:
+    if law.temperature == 0.0:
         token_R = jnp.argmax(logits_RV, axis=-1).astype(jnp.int32)
     else:
-        weights = _in_blocks(jnp.exp((logits_RV - top_R[:, None]) / temperature))
+        weights_RV = jnp.exp((logits_RV - top_R[:, None]) / law.temperature)
+        if 0 < law.top_k < V:
+            weights_RV = jnp.where(weights_RV >= kth_largest(weights_RV, law.top_k)[:, None], weights_RV, 0.0)
+        nucleus = _in_blocks(weights_RV)
+        # The largest weight is 1. What min-p keeps and the nucleus lie within one another, so that of the draws from
+        # the former at least top-p are kept.
+        drawn = nucleus if law.min_p <= 0.0 else _in_blocks(jnp.where(weights_RV >= law.min_p, weights_RV, 0.0))
 
         def outside(state):
             _, _, kept_R = state
@@ -75,16 +168,22 @@ def sample(logits_RV: jax.Array, keys_R: jax.Array, *, temperature: float, top_p
         def redraw(state):
             attempt, token_R, kept_R = state
             keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys_R, attempt)
-            new_R, weight_R = _draw(weights, jax.vmap(jax.random.uniform)(keys))
+            new_R, weight_R = _draw(drawn, jax.vmap(jax.random.uniform)(keys))
             # A running sum rounds up and down, so a draw may hit a token of no weight, or none at all.
             inside_R = weight_R > 0
-            if top_p < 1.0:
-                inside_R &= _mass_above(weights, weight_R) < top_p
+            if law.top_p < 1.0:
+                inside_R &= _mass_above(nucleus, weight_R) < law.top_p
             # NaN logits would never be kept; the row ends with whatever was drawn instead of looping for ever.
             inside_R |= ~jnp.isfinite(top_R)
             return attempt + 1, jnp.where(kept_R, token_R, new_R), kept_R | inside_R
 
         start = (jnp.int32(0), jnp.zeros(R, jnp.int32), jnp.zeros(R, bool))
         _, token_R, _ = jax.lax.while_loop(outside, redraw, start)
-    logit_R = jnp.take_along_axis(logits_RV, token_R[:, None], axis=-1)[:, 0]
-    return token_R, logit_R - jax.nn.logsumexp(logits_RV, axis=-1)
+    logit_R = jnp.take_along_axis(model_RV, token_R[:, None], axis=-1)[:, 0]
+    return token_R, logit_R - jax.nn.logsumexp(model_RV, axis=-1)
+
+
+@functools.partial(jax.vmap, in_axes=(0, 0))
+def keys_at(key_data_R2: jax.Array, position_R: jax.Array) -> jax.Array:
+    """The key of each row's draw at a position, from the row's own 64 bits (uint32 [R, 2])."""
+    return jax.random.fold_in(jax.random.wrap_key_data(key_data_R2, impl="threefry2x32"), position_R)

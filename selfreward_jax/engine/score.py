@@ -1,7 +1,8 @@
-"""Summed log-probabilities of given responses: for the `score` verb and for DPO's reference, by the same program."""
+"""Summed log-probabilities of given responses, by one program: for the `score` verb, DPO's reference, and the
+implicit reward."""
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -42,3 +43,28 @@ def score_examples(
             indices,
             score_batch(model, [examples[i] for i in indices], rows=rows, bucket=bucket, head_chunk=head_chunk),
         )
+
+
+def score_in_order(
+    model: Model,
+    examples: Sequence[Example],
+    *,
+    rows: int = 16,
+    advance: Callable[[int, int], None] = lambda n, t: None,
+) -> list[float]:
+    """Log-probabilities in the order of the examples; `advance` hears of rows and tokens as they are done."""
+    found: dict[int, float] = {}
+    for indices, logps in score_examples(model, examples, rows=rows):
+        found.update(zip(indices, logps, strict=True))
+        advance(len(indices), sum(len(examples[i]) for i in indices))
+    return [found[i] for i in range(len(examples))]
+
+
+def implicit_reward(logp: float, reference_logp: float, beta: float) -> float:
+    """What a model trained by DPO rewards, up to a term of the prompt (Rafailov et al. 2023, eq. 5), in units of beta.
+
+    Args:
+      logp, reference_logp: of the same response under the model and under its reference, in nats.
+      beta: of the training.
+    """
+    return beta * (logp - reference_logp)

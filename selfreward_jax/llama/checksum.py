@@ -1,7 +1,9 @@
-"""A hash of a model's weights that doesn't depend on how they are sharded."""
+"""Sums over weights' bits that don't depend on how they are sharded, and a model's hash made of them."""
 
+import functools
 import hashlib
 import json
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +12,7 @@ import numpy as np
 from selfreward_jax.llama.params import Params
 
 
-@jax.jit
-def _sums(x: jax.Array) -> jax.Array:
+def _bit_sums(x: jax.Array) -> jax.Array:
     """Two sums over all elements' bits, one weighted by position; wrapping integers, so any order gives the same."""
     width = {2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
     bits = jax.lax.bitcast_convert_type(x, width).astype(jnp.uint32)
@@ -22,6 +23,9 @@ def _sums(x: jax.Array) -> jax.Array:
     return jnp.stack([bits.sum(dtype=jnp.uint32), (mixed ^ (mixed >> 15)).sum(dtype=jnp.uint32)])
 
 
+_sums = jax.jit(_bit_sums)
+
+
 def params_hash(params: Params) -> str:
     """Sixteen hex digits of names, shapes, dtypes and values."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
@@ -30,3 +34,27 @@ def params_hash(params: Params) -> str:
         for path, x in leaves
     ]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+@functools.partial(jax.jit, static_argnames="dtype")
+def _stacked(params: Params, dtype) -> dict[str, jax.Array]:
+    each = lambda x: _bit_sums(x.astype(dtype))  # noqa: E731
+    whole = {name: each(x) for name, x in params.items() if name != "layers"}
+    return whole | {name: jax.vmap(each)(x) for name, x in params["layers"].items()}
+
+
+@functools.partial(jax.jit, static_argnames="parts")
+def _listed(parts: Callable[[Params], Params], params: Params) -> dict[str, jax.Array]:
+    whole = {name: _bit_sums(x) for name, x in params.items() if name != "layers"}
+    layers = [{name: _bit_sums(x) for name, x in parts(layer).items()} for layer in params["layers"]]
+    return whole | {name: jnp.stack([layer[name] for layer in layers]) for name in layers[0]}
+
+
+def sums_by_layer(params: Params, dtype) -> dict[str, np.ndarray]:
+    """Sums of each weight as if cast to `dtype`, uint32 [2] or, of the stacked layers, [L, 2]."""
+    return {name: np.asarray(x) for name, x in _stacked(params, jnp.dtype(dtype)).items()}
+
+
+def sums_of_layers(parts: Callable[[Params], Params], params: Params) -> dict[str, np.ndarray]:
+    """The same of weights whose `layers` is a list, once `parts` has made each layer what it was when stacked."""
+    return {name: np.asarray(x) for name, x in _listed(parts, params).items()}

@@ -1,21 +1,27 @@
-"""Judgements of answers by the model that gave them: several samples each, a score read from each (paper §2.3)."""
+"""Judgements of answers by the model that gave them, and a score from each (paper §2.3).
+
+The paper's way reads the score from the sampled text. Two others read it from the model's distribution over the
+scores, after sampled reasons or with none at all (`methods/score_slot.py`).
+"""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from selfreward_jax.core.progress import say
 from selfreward_jax.core.rows import Judgement, Prompt, Response, content_id, load_rows
 from selfreward_jax.core.tokens import Chat
-from selfreward_jax.engine.generate import Completion, Request
+from selfreward_jax.engine.generate import Completion, Reading, Request
+from selfreward_jax.engine.sampling import SamplingSettings
 from selfreward_jax.methods.judging import JudgeTemplate, parse_score
+from selfreward_jax.methods.score_slot import LABEL, ScoreSlot, distribution, expected_score, likeliest_score
 from selfreward_jax.stages.run import ModelRef, Run
-from selfreward_jax.stages.sampling import sample_artefact, sampling_settings
+from selfreward_jax.stages.sampling import report, sample_artefact, sampling_settings
 
 
 def judge(
     run: Run, folder: str, model: ModelRef, prompts: Sequence[Prompt], responses: Sequence[Response]
 ) -> list[Judgement]:
-    """Samples `judge.samples` judgements of every answer, to `FOLDER/judgements.jsonl` in the answers' order.
+    """Judges every answer `judge.samples` times, to `FOLDER/judgements.jsonl` in the answers' order.
 
     An answer whose judge prompt doesn't fit the model's context gets no judgement, and so can't be ranked.
     """
@@ -39,15 +45,32 @@ def judge(
 
     chat, context = run.chat, run.context
     asked = {p.id: p.messages for p in prompts}
-    requests = judge_requests(chat, template, asked, responses, context - c.max_new_tokens)
+    slot = None if c.method == "sampled" else ScoreSlot.of(chat)
+    extra = slot.longest if slot else 0
+    requests = judge_requests(chat, template, asked, responses, context - c.max_new_tokens - extra)
     if len(requests) < len(responses):
         say(f"{title}: {len(responses) - len(requests)} answers are too long to be judged in {context} tokens")
-    to_row = functools.partial(judgement_row, model.hash)
-    place = {r.id: n for n, r in enumerate(responses)}
-    order = lambda row: (place[row["response_id"]], row["index"])  # noqa: E731
-    settings = sampling_settings(c)
-    sample_artefact(run, artefact, inputs, model, requests, c.samples, settings, to_row, order, title)
-    return load_rows(run.root / artefact, Judgement)
+    if not requests:
+        run.write(artefact, inputs, "")
+    elif slot and not needs_sampling(c.method, c.rationale):
+        _read_artefact(run, artefact, inputs, model, requests, slot, title)
+    else:
+        to_row = functools.partial(judgement_row, model.hash, c.method)
+        settings, reading = judge_sampling(sampling_settings(c), slot)
+        sample_artefact(
+            run, artefact, inputs, model, requests, c.samples, settings, to_row, "response_id", title, reading
+        )
+    return load_rows(run.root / artefact, Judgement) if requests else []
+
+
+def needs_sampling(method: str, rationale: bool) -> bool:
+    """Whether a way of judging samples any text."""
+    return method != "expected" or rationale
+
+
+def scores_needed(section) -> int:
+    """Judgements with a score that an answer needs to be ranked, from the `judge` section."""
+    return section.min_parsed if needs_sampling(section.method, section.rationale) else 1
 
 
 def judge_requests(
@@ -66,6 +89,54 @@ def judge_requests(
     return requests
 
 
-def judgement_row(model_hash: str, x: Completion) -> Judgement:
-    id = content_id(model_hash, x.request.id, x.index, x.text)
-    return Judgement(id, x.request.id, x.index, x.text, parse_score(x.text), x.stop_reason)
+def judge_sampling(settings: SamplingSettings, slot: ScoreSlot | None) -> tuple[SamplingSettings, Reading | None]:
+    """Settings for judgements; where the score is read, reasons end where the model itself begins to write it."""
+    if slot is None:
+        return settings, None
+    stop = (*settings.stop, LABEL)
+    made = SamplingSettings(**{**settings.__dict__, "stop": stop})
+    return made, Reading(slot.feed, slot.candidates, slot.longest)
+
+
+SCORE_OF: dict[str, Callable[[Sequence[float]], float]] = {"completion": likeliest_score, "expected": expected_score}
+
+
+def judgement_row(model_hash: str, method: str, x: Completion) -> Judgement:
+    """A judgement from its sample; its text ends in the score, however that came about."""
+    if x.read is None:
+        id = content_id(model_hash, x.request.id, x.index, x.text)
+        return Judgement(id, x.request.id, x.index, x.text, parse_score(x.text), x.stop_reason)
+    return read_row(model_hash, method, x.request.id, x.index, x.text, x.stop_reason, x.read)
+
+
+def read_row(
+    model_hash: str, method: str, response_id: str, index: int, reasons: str, stop_reason: str, logps: Sequence[float]
+) -> Judgement:
+    """A judgement whose score was read from the distribution."""
+    probs = tuple(round(p, 6) for p in distribution(logps))
+    score = round(SCORE_OF[method](probs), 4)
+    text = f"{reasons.rstrip()}\n{LABEL} {score:g}".lstrip()
+    id = content_id(model_hash, response_id, index, text)
+    return Judgement(id, response_id, index, text, score, stop_reason, probs)
+
+
+def slot_requests(requests: Sequence[Request], slot: ScoreSlot) -> list[Request]:
+    """Judge prompts that go on to where the score stands, with no reasons before it."""
+    return [Request(r.id, (*r.prompt_ids, *slot.feed(""))) for r in requests]
+
+
+def _read_artefact(
+    run: Run, artefact: str, inputs: dict, model: ModelRef, requests: Sequence[Request], slot: ScoreSlot, title: str
+) -> None:
+    """One judgement an answer, read without sampling."""
+    place = {r.id: n for n, r in enumerate(requests)}
+    with run.growing(artefact, inputs, title, len(requests)) as rows:
+        done = {row["response_id"] for row in rows.before}
+        if len(done) < len(requests):
+            engine = run.engine(model)
+            before = dict(engine.counters)
+            for request, logps in engine.read(slot_requests(requests, slot), slot.candidates, done=done):
+                row = read_row(model.hash, run.config.judge.method, request.id, 0, "", "read", logps)
+                rows.add(row, len(request.prompt_ids))
+            report(title, engine, before)
+    run.finish(artefact, inputs, lambda row: place[row["response_id"]])

@@ -7,6 +7,7 @@ from selfreward_jax.core.rows import Judgement, Pair, Prompt, Response, Row, con
 from selfreward_jax.core.tokens import Chat
 from selfreward_jax.methods.answer_metrics import answer_metrics
 from selfreward_jax.methods.pairing import PAIR_RULES, Drop, Scored, judgement_facts, positives, rank
+from selfreward_jax.stages.judge import scores_needed
 from selfreward_jax.stages.run import ModelRef, Run
 
 
@@ -33,7 +34,7 @@ def build_pairs(
         "judgements": content_id([j.id for j in judgements]),
         "responses": content_id([r.id for r in responses]),
         "settings": c.pairs.to_dict(),
-        "min_parsed": c.judge.min_parsed,
+        "min_parsed": scores_needed(c.judge),
         "truncated": c.respond.truncated,
     }
     if run.is_made(artefact, inputs):
@@ -48,7 +49,7 @@ def build_pairs(
         model=model,
         reference=reference,
         rule=c.pairs.rule,
-        min_parsed=c.judge.min_parsed,
+        min_parsed=scores_needed(c.judge),
         min_margin=c.pairs.min_margin,
         keep_truncated=c.respond.truncated == "keep",
     )
@@ -57,7 +58,7 @@ def build_pairs(
     run.write(f"m{t}/dropped.jsonl", inputs, "".join(map(to_line, drops)))
     run.write(f"m{t}/positives.jsonl", inputs, "".join(map(to_line, best)))
     counts = kept | dict(sorted(reasons.items()))
-    run.log_iteration(t, answer_metrics(responses, judgements, min_parsed=c.judge.min_parsed) | counts)
+    run.log_iteration(t, answer_metrics(responses, judgements, min_parsed=scores_needed(c.judge)) | counts)
     run.write(artefact, inputs, "".join(map(to_line, pairs)), metrics=counts)
     return pairs
 

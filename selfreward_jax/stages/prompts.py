@@ -7,8 +7,7 @@ from selfreward_jax.core.progress import meter, say
 from selfreward_jax.core.rows import Prompt, Row, as_messages, content_id, load_rows, read_jsonl, to_line
 from selfreward_jax.core.seeds import load_ift
 from selfreward_jax.core.store import exists, sha256_file
-from selfreward_jax.engine.generate import Request, check_fits, generate_batch
-from selfreward_jax.llama.load import Model
+from selfreward_jax.engine.generate import Engine, Request, check_requests
 from selfreward_jax.methods.self_instruct import (
     FilterSettings,
     PromptFilter,
@@ -49,7 +48,7 @@ def create_prompts(run: Run, t: int, model: ModelRef) -> list[Prompt]:
         "model": generator.hash,
         "ift": sha256_file(ift) if ift != "builtin" and exists(ift) else ift,
         "template": content_id(packaged("self_instruct.txt")),
-        "rows": run.config.generation.rows,
+        "rows": run.config.generation.slots,
     }
     if run.is_made(artefact, inputs):
         run.skip(f"M{t} prompts")
@@ -69,9 +68,8 @@ def check_prompt_file(run: Run) -> None:
         return
     prompts = [p for t in range(2, c.loop.iterations + 1) for p in _from_file(run, t)]
     requests = [Request(repr(p.messages[-1]["content"][:60]), tuple(run.chat.prompt_ids(p.messages))) for p in prompts]
-    check_fits(
-        requests, sampling_settings(c.respond), run.context, f"config.prompts.source: {c.prompts.source}: prompt"
-    )
+    where = f"config.prompts.source: {c.prompts.source}: prompt"
+    check_requests(requests, c.respond.n, sampling_settings(c.respond), run.context, where)
 
 
 def _from_file(run: Run, t: int) -> list[Prompt]:
@@ -101,13 +99,12 @@ def _self_instruct(run: Run, t: int, ref: ModelRef, artefact: str, inputs: dict,
     journal = run.journal(artefact, inputs)
     kept: list[Row] = []
     rejected: list[Row] = []
-    batch_rows = min(run.config.generation.rows, max(8, 2 * c.count))
-    model: Model | None = None
+    batch_rows = min(run.config.generation.slots, max(8, 2 * c.count))
     with meter(f"M{t} prompts", c.count, unit="prompts") as progress:
         for number in range(c.max_rounds):
             if not journal.has(number):
-                model = model or run.load(ref)
-                candidates = _candidates(run, model, t, number, seeds, [*pool, *(r["text"] for r in kept)], batch_rows)
+                engine = run.engine(ref)
+                candidates = _candidates(run, engine, t, number, seeds, [*pool, *(r["text"] for r in kept)], batch_rows)
                 journal.write(number, candidates)
             tokens = 0
             for row in journal.rows(number):
@@ -137,9 +134,11 @@ def _self_instruct(run: Run, t: int, ref: ModelRef, artefact: str, inputs: dict,
     journal.discard()
 
 
-def _candidates(run: Run, model: Model, t: int, number: int, seeds: list[str], pool: list[str], rows: int) -> list[Row]:
+def _candidates(
+    run: Run, engine: Engine, t: int, number: int, seeds: list[str], pool: list[str], rows: int
+) -> list[Row]:
     """One round's raw candidates, each from its own demonstrations."""
-    c = run.config.prompts
+    c, model = run.config.prompts, engine.model
     start = model.chat.prompt_ids([{"role": "user", "content": packaged("self_instruct.txt").strip()}])
     requests = []
     for n in range(rows):
@@ -147,19 +146,10 @@ def _candidates(run: Run, model: Model, t: int, number: int, seeds: list[str], p
         shown = pick_demonstrations(seeds, pool, n_seed=c.demos_seed, n_generated=c.demos_generated, rng=rng)
         ids = (*start, *model.chat.text_ids(few_shot_list(shown)))
         requests.append(Request(f"{number}/{n}", ids))
-    settings = sampling_settings(c)
-    check_fits(requests, settings, model.context, "prompt round")
     # Tasks stand one on a line, so the end of the line is the end of the task.
-    line_end = tuple(model.chat.text_ids("\n")[-1:])
-    completions = generate_batch(
-        model,
-        requests,
-        1,
-        settings,
-        seed=run.config.seed,
-        size=rows,
-        bucket=run.config.generation.length_bucket,
-        stop_ids=line_end,
-        purpose=f"m{t}/prompts\0{run.ref('m0').hash if c.generator == 'base' else model.hash}",
-    )
-    return [{"text": first_item(x.text), "tokens": len(x.token_ids), "raw": x.text} for x in completions]
+    settings = sampling_settings(c, stop=("\n",))
+    purpose = f"m{t}/prompts\0{run.ref('m0').hash if c.generator == 'base' else model.hash}"
+    made = engine.run(requests, 1, settings, seed=run.config.seed, purpose=purpose, what="prompt round")
+    by_id = {x.request.id: x for x in made}
+    texts = [by_id[r.id] for r in requests]
+    return [{"text": first_item(x.text), "tokens": len(x.token_ids), "raw": x.text} for x in texts]

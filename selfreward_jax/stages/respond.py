@@ -4,7 +4,7 @@ import functools
 from collections.abc import Sequence
 
 from selfreward_jax.core.rows import Prompt, Response, content_id, load_rows
-from selfreward_jax.engine.generate import Completion, Request, check_fits
+from selfreward_jax.engine.generate import Completion, Request, check_requests
 from selfreward_jax.stages.run import ModelRef, Run
 from selfreward_jax.stages.sampling import sample_artefact, sampling_settings
 
@@ -34,12 +34,10 @@ def respond(run: Run, folder: str, model: ModelRef, prompts: Sequence[Prompt]) -
     chat, context = run.chat, run.context
     requests = [Request(p.id, tuple(chat.prompt_ids(p.messages))) for p in prompts]
     settings = sampling_settings(c)
-    check_fits(requests, settings, context, "prompt")
+    check_requests(requests, c.n, settings, context, "prompt")
 
     to_row = functools.partial(response_row, model.hash)
-    place = {p.id: n for n, p in enumerate(prompts)}
-    order = lambda row: (place[row["prompt_id"]], row["index"])  # noqa: E731
-    sample_artefact(run, artefact, inputs, model, requests, c.n, settings, to_row, order, title)
+    sample_artefact(run, artefact, inputs, model, requests, c.n, settings, to_row, "prompt_id", title)
     return load_rows(run.root / artefact, Response)
 
 

@@ -1,10 +1,12 @@
 """A run: its folder, its configuration, its models, and the bookkeeping that every stage shares."""
 
+import contextlib
 import dataclasses
 import functools
 import importlib.metadata
 import json
 import platform
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -12,17 +14,21 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from selfreward_jax import __version__
+from selfreward_jax.core import hosts
 from selfreward_jax.core.config import differences, to_dict
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.interrupt import Interrupt
 from selfreward_jax.core.mesh import make_mesh
 from selfreward_jax.core.metrics import Board
-from selfreward_jax.core.progress import meter, say
+from selfreward_jax.core.progress import Meter, meter, say
 from selfreward_jax.core.rows import Row, read_jsonl, to_line
 from selfreward_jax.core.store import Journal, Manifest, is_local, sha256_file, write_atomic
 from selfreward_jax.core.tokens import Chat, sha256_json
+from selfreward_jax.engine.generate import Engine, EngineSettings
 from selfreward_jax.llama.config import LlamaConfig
 from selfreward_jax.llama.load import MODEL_FILE, Model, load_chat, load_model
+
+ROWS_PER_PART, SECONDS_PER_PART = 256, 2.0  # how often rows in the making go to disk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +61,40 @@ def stored_config(root: epath.Path) -> dict[str, Any]:
         raise UserError(f"{path}: not the configuration of a run ({error}); restore it.") from None
 
 
+class Growing:
+    """Rows of an artefact in the making.
+
+    Attributes:
+      before: rows that an earlier session made.
+    """
+
+    def __init__(self, journal: Journal, before: list[Row], progress: Meter, interrupt: Interrupt):
+        self.before = before
+        self._journal, self._progress, self._interrupt = journal, progress, interrupt
+        self._rows: list[Any] = []
+        self._flushed = time.monotonic()
+
+    def add(self, row: Any, tokens: int, note: str = "") -> None:
+        """Takes a row, which is on disk within a few seconds.
+
+        Args:
+          tokens: what it cost.
+
+        Raises:
+          Interrupted: a stop was asked for; every row so far is kept.
+        """
+        self._rows.append(row)
+        self._progress.advance(1, tokens, note)
+        if len(self._rows) >= ROWS_PER_PART or time.monotonic() - self._flushed > SECONDS_PER_PART:
+            self.flush()
+        self._interrupt.check()
+
+    def flush(self) -> None:
+        if self._rows:
+            self._journal.append(self._rows)
+        self._rows, self._flushed = [], time.monotonic()
+
+
 class Run:
     """What the stages work in. At most one model's weights are in memory."""
 
@@ -73,10 +113,12 @@ class Run:
         self.config: Any = config  # ConfigDict's attributes have no types
         self.interrupt = interrupt or Interrupt()
         self._claim(resume)
+        hosts.wait("the run is claimed")
         self.manifest = Manifest(self.root)
         self.record("config.json", {}, seed=config.seed, versions=versions())
         self.mesh = make_mesh(**self.config.mesh)
         self._loaded: tuple[str, Model] | None = None
+        self._engine: tuple[str, Engine] | None = None
 
     def _claim(self, resume: str) -> None:
         path = self.root / "config.json"
@@ -132,7 +174,7 @@ class Run:
         """The weights of a model; those of any other are let go first."""
         if self._loaded and self._loaded[0] == ref.name:
             return self._loaded[1]
-        self._loaded = None
+        self._loaded = self._engine = None
         if ref.name == "m0":
             model = self._load_base()
             if model.hash != ref.hash:
@@ -152,8 +194,19 @@ class Run:
     def take(self, ref: ModelRef) -> Model:
         """The weights for training, which consumes them: the run keeps no hold on them."""
         model = self.load(ref)
-        self._loaded = None
+        self._loaded = self._engine = None
         return model
+
+    def engine(self, ref: ModelRef) -> Engine:
+        """A model ready to generate; the same engine for all stages that ask for the same model in turn."""
+        model = self.load(ref)
+        if self._engine is None or self._engine[0] != ref.name:
+            c = self.config.generation
+            settings = EngineSettings(
+                c.slots, c.length_bucket, c.prefill_tokens, float(c.cache_gib), c.cache_dtype, c.tensor
+            )
+            self._engine = (ref.name, Engine(model, settings))
+        return self._engine[1]
 
     def reference(self, t: int) -> ModelRef:
         """The frozen model of the preference training that makes M_t (paper: M_{t-1})."""
@@ -184,18 +237,21 @@ class Run:
 
     def keep(self, ref: ModelRef, model: Model) -> None:
         """Holds a model that was just trained, so that the next stage needn't read it."""
-        self._loaded = (ref.name, model)
+        self._loaded, self._engine = (ref.name, model), None
 
     def claim_training(self, marker: epath.Path, inputs: dict[str, Any]) -> None:
         """Makes sure that a folder's checkpoints are of these inputs; those of other inputs are removed."""
         key = sha256_json(inputs)
         if marker.exists() and marker.read_text() == key:
             return
-        for name in ("checkpoints", "tb"):
-            if (marker.parent / name).exists():
-                (marker.parent / name).rmtree()
-        (marker.parent / "metrics.jsonl").unlink(missing_ok=True)
+        hosts.wait(f"{marker} is read")
+        if hosts.is_writer():
+            for name in ("checkpoints", "tb"):
+                if (marker.parent / name).exists():
+                    (marker.parent / name).rmtree()
+            (marker.parent / "metrics.jsonl").unlink(missing_ok=True)
         write_atomic(marker, key)
+        hosts.wait(f"{marker} is written")
 
     # Artefacts.
 
@@ -206,6 +262,7 @@ class Run:
 
     def record(self, artefact: str, inputs: dict[str, Any], **facts: Any) -> None:
         path = self.root / artefact
+        hosts.wait(f"{artefact} is written")
         self.manifest.record(
             artefact, inputs, sha256=sha256_file(path), made_by=f"selfreward_jax {__version__}", **facts
         )
@@ -239,6 +296,20 @@ class Run:
                 yield n, done
                 self.interrupt.check()
 
+    @contextlib.contextmanager
+    def growing(self, artefact: str, inputs: dict[str, Any], title: str, total: int) -> Iterator["Growing"]:
+        """An artefact whose rows come one by one, with a progress bar; what has come is kept whatever happens."""
+        journal = self.journal(artefact, inputs)
+        hosts.wait(f"{artefact} is claimed")
+        before = [row for number in journal.numbers() for row in journal.rows(number)]
+        hosts.wait(f"{artefact} is read")
+        with meter(title, total, done=len(before)) as progress:
+            growing = Growing(journal, before, progress, self.interrupt)
+            try:
+                yield growing
+            finally:
+                growing.flush()
+
     def journal(self, artefact: str, inputs: dict[str, Any]) -> Journal:
         return Journal(self.root / artefact, inputs)
 
@@ -262,7 +333,7 @@ class Run:
         rows = read_jsonl(path) if path.exists() else []
         rows = [row for row in rows if row["step"] != t] + [{"step": t, **metrics}]
         write_atomic(path, "".join(map(to_line, sorted(rows, key=lambda row: row["step"]))))
-        if self.config.log.tensorboard and is_local(self.root):
+        if self.config.log.tensorboard and is_local(self.root) and hosts.is_writer():
             board = Board(self.root / "tb")
             board.write(t, metrics)
             board.close()

@@ -1,16 +1,25 @@
-"""What `respond` and `judge` share: requests to a model of the run, sampled batch by batch into an artefact."""
+"""What `respond` and `judge` share: requests to a model of the run, sampled into an artefact as they finish."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from selfreward_jax.core.rows import Row
-from selfreward_jax.engine.generate import Completion, Request, SamplingSettings, generate_batch, plan_batches
+from selfreward_jax.core.progress import say
+from selfreward_jax.engine.generate import Completion, Engine, Reading, Request
+from selfreward_jax.engine.sampling import SamplingSettings
 from selfreward_jax.stages.run import ModelRef, Run
 
 
-def sampling_settings(section) -> SamplingSettings:
+def sampling_settings(section, stop: tuple[str, ...] = ()) -> SamplingSettings:
     """From a section of the configuration."""
-    return SamplingSettings(section.temperature, section.top_p, section.max_new_tokens)
+    return SamplingSettings(
+        float(section.temperature),
+        float(section.top_p),
+        section.max_new_tokens,
+        section.top_k,
+        float(section.min_p),
+        section.get("min_new_tokens", 0),
+        stop or tuple(section.get("stop", ())),
+    )
 
 
 def sample_artefact(
@@ -22,22 +31,42 @@ def sample_artefact(
     samples: int,
     settings: SamplingSettings,
     to_row: Callable[[Completion], Any],
-    order: Callable[[Row], Any],
+    identify: str,
     title: str,
+    reading: Reading | None = None,
 ) -> None:
-    """Samples every request `samples` times and writes the rows, sorted by `order`, as one artefact."""
-    generation = run.config.generation
-    batches = plan_batches(requests, samples, generation.rows)
-    for n, done in run.todo(artefact, inputs, title, [samples * len(batch) for batch in batches]):
-        completions = generate_batch(
-            run.load(ref),
-            batches[n],
-            samples,
-            settings,
-            seed=run.config.seed,
-            size=len(batches[0]),
-            bucket=generation.length_bucket,
-            purpose=f"{artefact}\0{ref.hash}",
-        )
-        done([to_row(c) for c in completions], sum(len(c.token_ids) for c in completions))
-    run.finish(artefact, inputs, order)
+    """Samples every request `samples` times and writes the rows, in the requests' order, as one artefact.
+
+    Args:
+      identify: the field of a row that holds its request's id; `index` holds the sample's number.
+    """
+    place = {r.id: n for n, r in enumerate(requests)}
+    with run.growing(artefact, inputs, title, samples * len(requests)) as rows:
+        done = {(row[identify], row["index"]) for row in rows.before}
+        if len(done) < samples * len(requests):
+            engine = run.engine(ref)
+            before = dict(engine.counters)
+            purpose = f"{artefact}\0{ref.hash}"
+            for made in engine.run(
+                requests, samples, settings, seed=run.config.seed, purpose=purpose, done=done, reading=reading
+            ):
+                rows.add(to_row(made), len(made.token_ids), slots_in_use(engine))
+            report(title, engine, before)
+    run.finish(artefact, inputs, lambda row: (place[row[identify]], row["index"]))
+
+
+def slots_in_use(engine: Engine) -> str:
+    used, all_slots = engine.in_use
+    return f"{used}/{all_slots} slots" if all_slots else ""
+
+
+def report(title: str, engine: Engine, before: dict[str, int]) -> None:
+    """A line on what the work cost, and on what sharing saved."""
+    counters = {name: count - before.get(name, 0) for name, count in engine.counters.items()}
+    computed, shared = counters["gen/prefill_tokens_computed"], counters["gen/prefill_tokens_shared"]
+    steps, slots = counters.get("gen/decode_steps", 0), engine.in_use[1]
+    busy = counters.get("gen/slot_steps", 0) / (steps * slots) if steps and slots else 1.0
+    say(
+        f"{title}: {counters.get('gen/tokens', 0)} tokens in {steps} steps, {busy:.0%} of slots in use;"
+        f" {computed} prompt tokens computed, {shared} shared ({shared / max(computed + shared, 1):.0%})"
+    )

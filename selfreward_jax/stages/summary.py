@@ -11,6 +11,7 @@ from selfreward_jax.core.rows import Judgement, Response, load_rows
 from selfreward_jax.core.store import write_atomic
 from selfreward_jax.llama.load import MODEL_FILE
 from selfreward_jax.methods.answer_metrics import answer_metrics
+from selfreward_jax.stages.judge import scores_needed
 from selfreward_jax.stages.run import Run
 
 
@@ -29,7 +30,7 @@ def summarise(run: Run) -> list[dict[str, Any]]:
         if all(run.manifest.entry(f"{folder}/{name}.jsonl") for name in ("responses", "judgements")):
             responses = load_rows(run.root / folder / "responses.jsonl", Response)
             judgements = load_rows(run.root / folder / "judgements.jsonl", Judgement)
-            row |= answer_metrics(responses, judgements, min_parsed=run.config.judge.min_parsed)
+            row |= answer_metrics(responses, judgements, min_parsed=scores_needed(run.config.judge))
         for name in ("prompts", "pairs"):
             made = run.manifest.entry(f"m{t}/{name}.jsonl")
             row |= made.get("metrics", {}) if made else {}

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from selfreward_jax.core.hosts import is_writer
 from selfreward_jax.core.rows import Row, content_id
 from selfreward_jax.llama.load import MODEL_FILE, Model, save_model_files
 from selfreward_jax.stages.run import ModelRef, Run
@@ -79,7 +80,8 @@ def train_model(
     save_model_files(folder, model, {"checkpoint": step, "hash": model.hash})
     run.record(f"m{t}/{MODEL_FILE}", inputs, hash=model.hash, metrics=summarise(log), **facts)
     # The optimiser's state is only for going on with a training that was stopped.
-    (folder / "checkpoints" / str(step) / "opt_state").rmtree(missing_ok=True)
+    if is_writer():
+        (folder / "checkpoints" / str(step) / "opt_state").rmtree(missing_ok=True)
     run.keep(ModelRef(f"m{t}", model.hash), model)
     return run.ref(f"m{t}")
 

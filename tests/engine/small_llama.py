@@ -40,13 +40,13 @@ def random_params(config: LlamaConfig, seed: int = 0, dtype=jnp.float32) -> Para
 class StubChat:
     """What the engine asks of a tokenizer."""
 
-    eos_ids: tuple[int, ...] = (-1,)
+    eos_ids: tuple[int, ...] = ()
 
     def decode(self, ids: Sequence[int]) -> str:
         return " ".join(map(str, ids))
 
 
-def small_model(config: LlamaConfig = GQA, *, eos_ids: tuple[int, ...] = (-1,), seed: int = 0, **mesh: int) -> Model:
+def small_model(config: LlamaConfig = GQA, *, eos_ids: tuple[int, ...] = (), seed: int = 0, **mesh: int) -> Model:
     """By default on one device, and never ending a text."""
     devices = make_mesh(**mesh)
     params = jax.device_put(random_params(config, seed), shardings(config, devices))

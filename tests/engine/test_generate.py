@@ -1,4 +1,4 @@
-"""Generation says what a naive loop would that runs the whole model again for every token, however it is batched."""
+"""Generation says what a naive loop would that runs the whole model again for every token, wherever a row ran."""
 
 import dataclasses
 
@@ -6,38 +6,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from selfreward_jax.core.errors import UserError
-from selfreward_jax.engine.decode import decode, prefill
-from selfreward_jax.engine.generate import (
-    Request,
-    SamplingSettings,
-    check_fits,
-    generate_batch,
-    plan_batches,
-    row_keys,
-)
-from selfreward_jax.engine.sampling import sample
+from selfreward_jax.engine.generate import Engine, EngineSettings, Reading, check_requests
+from selfreward_jax.engine.sampling import SamplingSettings, keys_at, sample
+from selfreward_jax.engine.schedule import Request, sample_key, shared_prefix
 from selfreward_jax.engine.score import score_examples
 from selfreward_jax.training.batches import Example
-from tests.engine.small_llama import GQA, VARIANTS, StubChat, naive_logits, naive_logp, small_model
+from tests.engine.small_llama import GQA, VARIANTS, StubChat, log_softmax, naive_logits, naive_logp, small_model
 
+RNG = np.random.default_rng(1)
 GREEDY = SamplingSettings(temperature=0.0, top_p=1.0, max_new_tokens=7)
 SAMPLED = SamplingSettings(temperature=0.9, top_p=0.95, max_new_tokens=7)
-SAMPLES = 3
-PLACE = {"seed": 0, "size": 4, "bucket": 16}
+N = 3
+TINY = EngineSettings(slots=5, length_bucket=16, prefill_tokens=64)
 
 
-def requests(*lengths: int) -> list[Request]:
-    rng = np.random.default_rng(1)
-    return [
-        Request(f"r{n}", tuple(rng.integers(0, GQA.vocab_size, length).tolist())) for n, length in enumerate(lengths)
-    ]
+def requests(*lengths: int, start: tuple[int, ...] = ()) -> list[Request]:
+    return [Request(f"r{n}", (*start, *RNG.integers(0, 70, length).tolist())) for n, length in enumerate(lengths)]
 
 
-REQUESTS = requests(1, 11, 5, 16)
+# One token, a bucket's worth, more than a block of the cache; all with a start in common or not.
+PLAIN = requests(1, 11, 5, 16, 70, 9)
+SHARED = requests(1, 11, 5, 16, 40, 9, start=tuple(RNG.integers(0, 70, 21).tolist()))
 
 
 @pytest.fixture(scope="module")
@@ -46,175 +37,343 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def sampled(model):
-    return generate_batch(model, REQUESTS, SAMPLES, SAMPLED, **PLACE)
+def engine(model):
+    return Engine(model, TINY)
 
 
-def ids(completions):
-    return [(c.request.id, c.index, c.token_ids) for c in completions]
+def run(engine, asked, samples=N, settings=SAMPLED, *, seed=0, **options):
+    return {(c.request.id, c.index): c for c in engine.run(asked, samples, settings, seed=seed, **options)}
 
 
-def naive_loop(model, request, key, settings) -> list[int]:
+def tokens(found):
+    return {key: c.token_ids for key, c in found.items()}
+
+
+@pytest.fixture(scope="module")
+def sampled(engine):
+    return run(engine, PLAIN)
+
+
+def naive_loop(model, request, key, settings) -> tuple[int, ...]:
     """Continues one prompt with one key; the whole text goes through the model for every token."""
     new: list[int] = []
+    draw = jax.jit(sample, static_argnames="law")
     for step in range(settings.max_new_tokens):
         logits = naive_logits(model.config, model.params, [*request.prompt_ids, *new])[-1:]
-        keys = jax.random.fold_in(key, step)[None]
-        draw = jax.jit(sample, static_argnames=("temperature", "top_p"))
-        token, _ = draw(jnp.asarray(logits, jnp.float32), keys, temperature=settings.temperature, top_p=settings.top_p)
-        new.append(int(token[0]))
-    return new
+        at = keys_at(key[None], jnp.array([step]))
+        new.append(int(draw(jnp.asarray(logits, jnp.float32), at, law=settings.law())[0][0]))
+    return tuple(new)
 
 
+@pytest.mark.parametrize("asked", [PLAIN, SHARED], ids=["plain", "shared prefix"])
 @pytest.mark.parametrize("name", VARIANTS)
-def test_greedy_decoding_is_that_of_a_naive_loop(name):
+def test_greedy_tokens_are_those_of_a_naive_loop_for_mixed_lengths_and_refilled_slots(name, asked):
     model = small_model(VARIANTS[name])
-    completions = generate_batch(model, REQUESTS, SAMPLES, GREEDY, **PLACE)
-    for n, request in enumerate(REQUESTS):
-        expected = tuple(naive_loop(model, request, jax.random.key(0), GREEDY))
-        assert [c.token_ids for c in completions[n * SAMPLES : (n + 1) * SAMPLES]] == [expected] * SAMPLES
+    found = tokens(run(Engine(model, TINY), asked, settings=GREEDY))
+    expected = {r.id: naive_loop(model, r, np.zeros(2, np.uint32), GREEDY) for r in asked}
+    assert found == {(r.id, n): expected[r.id] for r in asked for n in range(N)}
 
 
-def test_sampled_decoding_is_that_of_a_naive_loop_with_the_same_keys(model):
-    seeds = np.array([5, 6, 7, 8], np.uint32)
-    tokens, lengths = np.zeros((4, 16), np.int32), np.array([len(r.prompt_ids) for r in REQUESTS])
-    for row, request in enumerate(REQUESTS):
-        tokens[row, : lengths[row]] = request.prompt_ids
-    keys = row_keys(seeds, SAMPLES)
-    found = run(model, tokens, lengths, keys)
-    expected = [naive_loop(model, REQUESTS[n // SAMPLES], key, SAMPLED) for n, key in enumerate(keys)]
-    np.testing.assert_array_equal(found[0], expected)
-    assert len(set(map(tuple, expected))) == len(expected)
+def test_sampled_tokens_are_those_of_a_naive_loop_with_the_same_keys(model, sampled):
+    expected = {(r.id, n): naive_loop(model, r, sample_key(0, "", r.id, n), SAMPLED) for r in PLAIN for n in range(N)}
+    assert tokens(sampled) == expected
+    assert len(set(expected.values())) == len(expected)
 
 
-def run(model, tokens, lengths, keys, live=(True,) * 4):
-    prefilled = prefill(model.config, model.params, tokens, lengths, dtype=jnp.dtype("float32"))
-    return jax.device_get(
-        decode(
-            model.config,
-            model.params,
-            prefilled,
-            lengths,
-            np.array(live),
-            keys,
-            samples=SAMPLES,
-            eos_ids=(-1,),
-            dtype=jnp.dtype("float32"),
-            **dataclasses.asdict(SAMPLED),
-        )
+def test_answers_longer_than_a_block_of_the_cache_are_those_of_a_naive_loop():
+    model = small_model(dataclasses.replace(GQA, max_position_embeddings=512))
+    settings = dataclasses.replace(GREEDY, max_new_tokens=150)
+    (found,) = Engine(model, TINY).run(PLAIN[1:2], 1, settings, seed=0)
+    # The whole row at once: every token must be the most probable after those before it.
+    logits = naive_logits(model.config, model.params, [*PLAIN[1].prompt_ids, *found.token_ids])
+    assert found.token_ids == tuple(logits[len(PLAIN[1].prompt_ids) - 1 : -1].argmax(axis=-1))
+
+
+def test_a_prompt_longer_than_a_block_of_queries_is_read_right(monkeypatch):
+    from selfreward_jax.engine import programs
+
+    monkeypatch.setattr(programs, "QUERY_BLOCK", 24)
+    model = small_model(dataclasses.replace(GQA, rms_norm_eps=2e-5))  # of its own, so that it is compiled anew
+    found = run(Engine(model, TINY), SHARED, 1, GREEDY)
+    assert tokens(found) == {(r.id, 0): naive_loop(model, r, np.zeros(2, np.uint32), GREEDY) for r in SHARED}
+
+
+# Invariance. Equality of completions is that of every bit of the log-probabilities too.
+
+
+def test_order_changes_no_bit(engine, sampled):
+    assert run(engine, PLAIN[::-1]) == sampled
+    assert run(engine, [PLAIN[n] for n in (3, 1, 5, 0, 4, 2)]) == sampled
+
+
+def test_what_was_made_before_an_interruption_changes_no_bit_of_the_rest(engine, sampled):
+    done = {key for n, key in enumerate(sorted(sampled)) if n % 3}
+    rest = run(engine, PLAIN, done=done)
+    assert rest == {key: c for key, c in sampled.items() if key not in done}
+
+
+@pytest.mark.parametrize("slots", [1, 2, 7, 64])
+def test_the_number_of_slots_does_not_change_what_is_sampled(model, sampled, slots):
+    found = run(Engine(model, dataclasses.replace(TINY, slots=slots)), PLAIN)
+    assert tokens(found) == tokens(sampled)
+    np.testing.assert_allclose([found[k].logp for k in found], [sampled[k].logp for k in found], atol=1e-4)
+
+
+def test_padding_and_batching_of_prefill_do_not_change_what_is_sampled(model, sampled):
+    other = EngineSettings(slots=5, length_bucket=24, prefill_tokens=200)
+    assert tokens(run(Engine(model, other), PLAIN)) == tokens(sampled)
+
+
+def test_the_number_of_samples_does_not_change_the_first_of_them(engine, sampled):
+    assert tokens(run(engine, PLAIN, 1)) == {key: ids for key, ids in tokens(sampled).items() if key[1] == 0}
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"purpose": "judging"}])
+def test_another_seed_or_purpose_gives_other_samples(engine, sampled, change):
+    other = run(engine, PLAIN, **change)
+    assert all(other[key].token_ids != c.token_ids for key, c in sampled.items())
+
+
+def test_requests_of_the_same_text_are_sampled_independently(engine):
+    twins = [Request(name, PLAIN[1].prompt_ids) for name in ("a", "b")]
+    assert len(set(tokens(run(engine, twins)).values())) == 2 * N
+
+
+@pytest.mark.parametrize(
+    "mesh",
+    [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}],
+    ids=["8 replicas", "4 replicas of 2"],
+)
+def test_eight_devices_sample_what_one_samples(sampled, mesh):
+    found = run(Engine(small_model(**mesh), dataclasses.replace(TINY, slots=8)), PLAIN)
+    assert tokens(found) == tokens(sampled)
+    np.testing.assert_allclose([found[k].logp for k in found], [sampled[k].logp for k in found], atol=1e-4)
+
+
+def test_another_split_for_sampling_than_for_training_samples_the_same(sampled):
+    engine = Engine(small_model(fsdp=8), dataclasses.replace(TINY, slots=8, tensor=2))
+    assert dict(engine.mesh.shape) == {"replica": 4, "tensor": 2}
+    assert tokens(run(engine, PLAIN)) == tokens(sampled)
+
+
+def test_heads_that_the_tensor_devices_can_not_share_are_kept_whole_on_each_with_a_word(capfd):
+    one = small_model(VARIANTS["tied_mqa"])
+    engine = Engine(small_model(VARIANTS["tied_mqa"], data=8), dataclasses.replace(TINY, slots=8, tensor=2))
+    assert "1 K/V heads can't be split over 2 tensor devices" in capfd.readouterr().err
+    assert tokens(run(engine, PLAIN)) == tokens(run(Engine(one, TINY), PLAIN))
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [(4, "embed has 70 vocab, which 4 tensor devices can't split evenly"), (3, "3 does not divide the 8 devices")],
+)
+def test_a_split_that_does_not_come_out_even_is_refused_with_the_numbers(tensor, message):
+    with pytest.raises(UserError, match=message):
+        Engine(small_model(data=8), dataclasses.replace(TINY, tensor=tensor))
+
+
+def test_a_bfloat16_cache_samples_nearly_the_same(model, sampled):
+    found = run(Engine(model, dataclasses.replace(TINY, cache_dtype="bfloat16")), PLAIN, settings=GREEDY)
+    exact = run(Engine(model, TINY), PLAIN, settings=GREEDY)
+    same = [found[k].logp for k in found if found[k].token_ids == exact[k].token_ids]
+    assert len(same) > len(found) / 2
+    assert found != exact  # it is used at all
+    np.testing.assert_allclose(
+        same, [exact[k].logp for k in found if found[k].token_ids == exact[k].token_ids], atol=0.2
     )
 
 
-def test_what_stands_after_a_prompts_end_has_no_influence(model):
-    lengths, keys = np.array([1, 11, 5, 16]), row_keys(np.arange(4, dtype=np.uint32), SAMPLES)
-    tokens = np.random.default_rng(0).integers(0, GQA.vocab_size, (4, 16))
-    clean = np.where(np.arange(16) < lengths[:, None], tokens, 0)
-    for found, expected in zip(run(model, tokens, lengths, keys), run(model, clean, lengths, keys), strict=True):
-        np.testing.assert_array_equal(found, expected)
-
-
-def test_rows_that_only_fill_the_batch_generate_nothing(model):
-    lengths, keys = np.array([1, 11, 5, 16]), row_keys(np.arange(4, dtype=np.uint32), SAMPLES)
-    tokens, counts, logps = run(model, np.ones((4, 16), np.int32), lengths, keys, live=(True, False, True, False))
-    np.testing.assert_array_equal(counts.reshape(4, SAMPLES)[:, 0], [7, 0, 7, 0])
-    assert not tokens.reshape(4, -1)[[1, 3]].any() and not logps.reshape(4, -1)[[1, 3]].any()
+# Log-probabilities and ends.
 
 
 def test_the_log_probability_is_that_of_scoring_the_same_tokens(model, sampled):
-    examples = [Example(c.request.prompt_ids, c.token_ids) for c in sampled]
+    made = list(sampled.values())
+    examples = [Example(c.request.prompt_ids, c.token_ids) for c in made]
     for indices, logps in score_examples(model, examples, rows=4, bucket=16):
-        np.testing.assert_allclose([sampled[i].logp for i in indices], logps, atol=1e-4)
-
-
-def test_the_log_probability_is_that_of_the_naive_model(model, sampled):
-    for c in sampled:
-        expected = naive_logp(model.config, model.params, c.request.prompt_ids, c.token_ids)
-        assert c.logp == pytest.approx(expected, abs=1e-4)
+        np.testing.assert_allclose([made[i].logp for i in indices], logps, atol=1e-4)
 
 
 @pytest.fixture(scope="module")
 def stopped(model, sampled):
     """The same samples with two end ids that come in them, and which those are."""
-    ends = (sampled[0].token_ids[2], sampled[4].token_ids[4], 69)
-    chat = StubChat(ends)
-    return generate_batch(dataclasses.replace(model, chat=chat), REQUESTS, SAMPLES, SAMPLED, **PLACE), ends
+    ends = (sampled["r0", 0].token_ids[2], sampled["r1", 1].token_ids[4], 69)
+    return run(Engine(dataclasses.replace(model, chat=StubChat(ends)), TINY), PLAIN), ends
 
 
 def test_a_sample_ends_with_the_first_of_several_end_ids(sampled, stopped):
-    completions, ends = stopped
-    assert {c.token_ids[-1] for c in completions if c.stop_reason == "eos"} >= set(ends[:2])
-    for free, found in zip(sampled, completions, strict=True):
+    found, ends = stopped
+    assert {c.token_ids[-1] for c in found.values() if c.stop_reason == "eos"} >= set(ends[:2])
+    for key, free in sampled.items():
         end = next((n + 1 for n, token in enumerate(free.token_ids) if token in ends), 7)
-        assert found.token_ids == free.token_ids[:end]
+        assert found[key].token_ids == free.token_ids[:end]
 
 
 def test_the_stop_reason_says_whether_an_end_id_was_drawn(stopped):
-    completions, ends = stopped
-    assert [c.stop_reason for c in completions] == ["eos" if c.token_ids[-1] in ends else "length" for c in completions]
-    assert {"eos", "length"} == {c.stop_reason for c in completions}
-    assert all(len(c.token_ids) == 7 for c in completions if c.stop_reason == "length")
+    found, ends = stopped
+    assert {"eos", "length"} == {c.stop_reason for c in found.values()}
+    for c in found.values():
+        assert c.stop_reason == ("eos" if c.token_ids[-1] in ends else "length")
+        assert len(c.token_ids) == 7 or c.stop_reason == "eos"
 
 
 def test_the_log_probability_counts_the_end_id_and_nothing_after_it(model, stopped):
-    for c in stopped[0]:
+    for c in stopped[0].values():
         expected = naive_logp(model.config, model.params, c.request.prompt_ids, c.token_ids)
         assert c.logp == pytest.approx(expected, abs=1e-4)
 
 
-def test_order_batch_size_and_padding_do_not_change_what_is_sampled(model, sampled):
-    by_request = [c for r in reversed(REQUESTS) for c in ids(sampled) if c[0] == r.id]
-    assert ids(generate_batch(model, REQUESTS[::-1], SAMPLES, SAMPLED, **PLACE)) == by_request
-    alone = [c for r in REQUESTS[:2] for c in generate_batch(model, [r], SAMPLES, SAMPLED, seed=0, size=2, bucket=24)]
-    assert ids(alone) == ids(sampled)[: 2 * SAMPLES]
+def test_no_sample_ends_before_its_fewest_tokens_and_the_log_probability_is_still_the_models(model, stopped):
+    settings = dataclasses.replace(SAMPLED, min_new_tokens=7)
+    found = run(Engine(dataclasses.replace(model, chat=StubChat(stopped[1])), TINY), PLAIN, settings=settings)
+    assert all(len(c.token_ids) == 7 and not set(c.token_ids) & set(stopped[1]) for c in found.values())
+    c = found["r0", 0]
+    assert c.logp == pytest.approx(naive_logp(model.config, model.params, c.request.prompt_ids, c.token_ids), abs=1e-4)
 
 
-def test_the_number_of_samples_does_not_change_the_first_of_them(model, sampled):
-    one = generate_batch(model, REQUESTS, 1, SAMPLED, **PLACE)
-    assert ids(one) == [c for c in ids(sampled) if c[1] == 0]
+def test_one_new_token_needs_no_decoding(engine, sampled):
+    before = engine.counters["gen/decode_steps"]
+    found = run(engine, PLAIN, settings=dataclasses.replace(SAMPLED, max_new_tokens=1))
+    assert tokens(found) == {key: ids[:1] for key, ids in tokens(sampled).items()}
+    assert engine.counters["gen/decode_steps"] == before
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"purpose": "judging"}])
-def test_another_seed_or_purpose_gives_other_samples(model, sampled, change):
-    other = generate_batch(model, REQUESTS, SAMPLES, SAMPLED, **(PLACE | change))
-    assert all(a.token_ids != b.token_ids for a, b in zip(sampled, other, strict=True))
+def test_a_stop_string_ends_a_sample_where_it_is_completed(engine, sampled):
+    """The stub writes token 17 as `17`; a stop string of two tokens begins in the middle of the first."""
+    ids = sampled["r1", 0].token_ids
+    stop = f"{str(ids[2])[-1]} {ids[3]}"
+    found = run(engine, PLAIN, settings=dataclasses.replace(SAMPLED, stop=(stop,)))
+    c = found["r1", 0]
+    assert c.stop_reason == "stop" and c.token_ids == ids[: len(c.token_ids)] and len(c.token_ids) <= 4
+    for key, free in sampled.items():
+        text = " ".join(map(str, free.token_ids))
+        assert found[key].text == text.split(stop)[0]
+        assert (found[key].stop_reason == "stop") == (stop in text)
 
 
-def test_requests_of_the_same_text_are_sampled_independently(model):
-    twins = [Request(name, REQUESTS[1].prompt_ids) for name in ("a", "b")]
-    texts = [c.token_ids for c in generate_batch(model, twins, SAMPLES, SAMPLED, **PLACE)]
-    assert len(set(texts)) == 2 * SAMPLES
+def test_the_log_probability_of_a_stopped_sample_is_that_of_the_tokens_it_kept(engine, model, sampled):
+    stop = f" {sampled['r1', 0].token_ids[2]}"
+    found = run(engine, PLAIN, settings=dataclasses.replace(SAMPLED, stop=(stop,)))
+    for c in found.values():
+        expected = naive_logp(model.config, model.params, c.request.prompt_ids, c.token_ids)
+        assert c.logp == pytest.approx(expected, abs=1e-4)
 
 
-@pytest.mark.parametrize("mesh", [{"data": 2, "fsdp": 2, "tensor": 2}])
-def test_eight_devices_sample_what_one_samples(sampled, mesh):
-    found = generate_batch(small_model(**mesh), REQUESTS, SAMPLES, SAMPLED, **PLACE)
-    assert ids(found) == ids(sampled)
-    np.testing.assert_allclose([c.logp for c in found], [c.logp for c in sampled], atol=1e-4)
+# Reading probabilities.
+
+CANDIDATES = (3, 20, 41, 68)
 
 
-@given(
-    st.lists(st.integers(1, 9), max_size=40),
-    st.integers(1, 8),
-    st.integers(1, 40),
+def naive_read(model, ids) -> np.ndarray:
+    return log_softmax(naive_logits(model.config, model.params, ids)[-1])[list(CANDIDATES)]
+
+
+@pytest.mark.parametrize("asked", [PLAIN, SHARED], ids=["plain", "shared prefix"])
+def test_what_is_read_after_a_prompt_is_the_models_distribution(engine, model, asked):
+    found = dict(engine.read(asked, CANDIDATES))
+    assert found.keys() == set(asked)
+    for request, logps in found.items():
+        np.testing.assert_allclose(logps, naive_read(model, request.prompt_ids), atol=1e-4)
+
+
+def test_what_is_read_after_a_sample_is_the_distribution_after_the_fed_tokens(model, stopped):
+    ended = Engine(dataclasses.replace(model, chat=StubChat(stopped[1])), TINY)
+    reading = Reading(lambda text: (7, 8) if len(text) % 2 else (9,), CANDIDATES, longest=3)
+    found = run(ended, PLAIN, reading=reading)
+    assert tokens(found) == tokens(stopped[0])  # reading changes nothing about the samples
+    for c in found.values():
+        kept = c.token_ids[:-1] if c.stop_reason == "eos" else c.token_ids
+        fed = reading.feed(StubChat().decode(c.token_ids))
+        np.testing.assert_allclose(c.read, naive_read(model, [*c.request.prompt_ids, *kept, *fed]), atol=1e-4)
+
+
+def test_what_is_read_after_a_stop_string_replaces_the_tokens_it_stands_in(engine, model, sampled):
+    ids = sampled["r1", 0].token_ids
+    reading = Reading(lambda text: (5,), CANDIDATES, longest=2)
+    settings = dataclasses.replace(SAMPLED, stop=(f" {ids[2]} {ids[3]}",))
+    c = run(engine, PLAIN, settings=settings, reading=reading)["r1", 0]
+    assert c.stop_reason == "stop" and c.token_ids == ids[:4]
+    np.testing.assert_allclose(c.read, naive_read(model, [*PLAIN[1].prompt_ids, *ids[:2], 5]), atol=1e-4)
+
+
+# Work done once.
+
+
+@pytest.mark.parametrize("asked", [PLAIN, SHARED], ids=["plain", "shared prefix"])
+def test_prompt_tokens_are_computed_once_and_the_counters_say_so(model, asked):
+    engine = Engine(model, TINY)
+    made = run(engine, asked)
+    prefix, alone = shared_prefix(asked), sum(N * len(r.prompt_ids) for r in asked)
+    computed = prefix + sum(len(r.prompt_ids) - prefix for r in asked)
+    assert engine.counters["gen/prefill_tokens_computed"] == computed
+    assert engine.counters["gen/prefill_tokens_shared"] == alone - computed
+    assert engine.counters["gen/tokens"] == sum(len(c.token_ids) for c in made.values()) == 7 * N * len(asked)
+    # The first token of each comes from the prefill.
+    assert engine.counters["gen/slot_steps"] == 6 * N * len(asked)
+
+
+def test_a_finished_slot_takes_the_next_sample_at_once(model):
+    """With slots refilled, the steps are those of the work itself, not of the longest sample of each batch."""
+    ends = tuple(range(0, 70, 9))
+    engine = Engine(dataclasses.replace(model, chat=StubChat(ends)), dataclasses.replace(TINY, slots=4))
+    settings = dataclasses.replace(SAMPLED, max_new_tokens=30)
+    made = run(engine, PLAIN, 8, settings)
+    work = sum(len(c.token_ids) - 1 for c in made.values())
+    longest = max(len(c.token_ids) for c in made.values())
+    assert engine.counters["gen/slot_steps"] == work
+    assert work / 4 <= engine.counters["gen/decode_steps"] <= work / 4 + longest
+    assert len({len(c.token_ids) for c in made.values()}) > 5
+
+
+def test_the_prefix_is_what_all_requests_share_and_leaves_each_a_token():
+    assert shared_prefix(SHARED) >= 21 and shared_prefix(PLAIN) == 0
+    same = [Request("a", (1, 2, 3)), Request("b", (1, 2, 3)), Request("c", (1, 2, 3, 4))]
+    assert shared_prefix(same) == 2
+    assert shared_prefix(same[:1]) == 0
+
+
+# Bad input.
+
+
+def bad(**change) -> SamplingSettings:
+    return dataclasses.replace(SAMPLED, **change)
+
+
+@pytest.mark.parametrize(
+    ("asked", "samples", "settings", "message"),
+    [
+        (requests(3, 122), 1, SAMPLED, r"prompt r1: 122 prompt tokens and 7 new ones exceed .* context of 128"),
+        ([], 1, SAMPLED, "prompt: none given"),
+        (requests(3), 0, SAMPLED, "prompt: 0 samples asked for; at least 1"),
+        (requests(3, 0), 1, SAMPLED, "prompt r1: empty, not one token"),
+        (requests(3), 1, bad(temperature=-0.1), "temperature is -0.1; it must be 0 or more"),
+        (requests(3), 1, bad(top_p=0.0), "top_p is 0.0; it must be above 0"),
+        (requests(3), 1, bad(top_k=-1), "top_k is -1"),
+        (requests(3), 1, bad(min_p=1.5), "min_p is 1.5"),
+        (requests(3), 1, bad(max_new_tokens=0), "max_new_tokens is 0"),
+        (requests(3), 1, bad(min_new_tokens=8), "min_new_tokens is 8; it must be between 0 and max_new_tokens, 7"),
+        (requests(3), 1, bad(stop=("a", "")), "a stop string is empty"),
+    ],
 )
-@settings(deadline=None)
-def test_every_request_is_in_one_batch_and_no_batch_is_larger_than_the_first(lengths, samples, rows):
-    asked = [Request(str(n), (0,) * length) for n, length in enumerate(lengths)]
-    batches = plan_batches(asked, samples, rows)
-    assert sorted(r.id for b in batches for r in b) == sorted(r.id for r in asked)
-    assert all(0 < len(b) <= len(batches[0]) for b in batches)
-    assert all(len(b) * samples <= max(rows, samples) for b in batches)
-    in_order = [len(r.prompt_ids) for b in batches for r in b]
-    assert in_order == sorted(in_order, reverse=True)
+def test_what_can_not_be_generated_is_one_line(engine, asked, samples, settings, message):
+    with pytest.raises(UserError, match=message) as error:
+        check_requests(asked, samples, settings, engine.model.context, "prompt")
+    assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match=message):
+        next(engine.run(asked, samples, settings, seed=0))
 
 
-@given(st.permutations(range(12)))
-def test_batches_do_not_depend_on_the_requests_order(order):
-    asked = [Request(str(n), (0,) * (1 + n % 3)) for n in range(12)]
-    assert plan_batches([asked[n] for n in order], 2, 8) == plan_batches(asked, 2, 8)
+def test_an_end_id_outside_the_vocabulary_is_one_line(model):
+    with pytest.raises(UserError, match="the end id 70 lies outside the vocabulary of 70; mend eos_token_id"):
+        Engine(dataclasses.replace(model, chat=StubChat((3, 70))), TINY)
 
 
-def test_a_prompt_without_room_for_an_answer_is_an_error_that_names_it():
-    check_fits(requests(3, 9), SAMPLED, 16, "prompt")
-    with pytest.raises(UserError, match=r"prompt r1: 10 prompt tokens and 7 new ones exceed .* context of 16"):
-        check_fits(requests(3, 10), SAMPLED, 16, "prompt")
+def test_a_cache_too_small_for_one_row_is_refused_with_the_numbers(model):
+    engine = Engine(model, dataclasses.replace(TINY, cache_gib=1e-5))
+    with pytest.raises(UserError, match=r"one row of 70 prompt tokens and 7 new ones needs 0\.0\d\d GiB .* 0.000 GiB"):
+        next(engine.run(PLAIN, N, SAMPLED, seed=0))
+
+
+def test_a_small_cache_means_fewer_slots_and_the_same_samples(model, sampled):
+    small = Engine(model, dataclasses.replace(TINY, cache_gib=8e-5))
+    assert 0 < small.plan(PLAIN, N, 7).slots < TINY.slots
+    assert tokens(run(small, PLAIN)) == tokens(sampled)

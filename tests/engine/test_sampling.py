@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 
 from selfreward_jax.engine import sampling
-from selfreward_jax.engine.sampling import sample
+from selfreward_jax.engine.sampling import Law, keys_at, kth_largest, sample
 from tests.engine.small_llama import log_softmax
 
 TOP_P, TEMPERATURE = 0.9, 0.7
@@ -40,38 +40,53 @@ CASES = {
 }
 
 
-def exact(p: np.ndarray, top_p: float) -> np.ndarray:
-    """The distribution of a draw, by sorting: tokens whose more probable tokens have a mass below top_p."""
+def exact(p: np.ndarray, law: Law) -> np.ndarray:
+    """The distribution of a draw, by sorting: top-k with its ties, then tokens whose more probable tokens have a mass
+    below top_p, then those of at least min_p of the largest."""
     p = p / p.sum()
     descending = np.sort(p)[::-1]
+    if law.top_k:
+        p = np.where(p >= descending[law.top_k - 1] * (1 - 1e-6), p, 0.0)
+        p = p / p.sum()
+        descending = np.sort(p)[::-1]
     mass = np.concatenate([[0.0], np.cumsum(descending)])
     above = mass[np.searchsorted(-descending, -p * (1 + 1e-9), side="left")]
-    kept = np.where(above < top_p, p, 0.0)
+    kept = np.where((above < law.top_p) & (p >= law.min_p * descending[0]), p, 0.0)
     return kept / kept.sum()
 
 
-@functools.partial(jax.jit, static_argnames="top_p")
-def _draw_all(logits_CV, top_p):
+@functools.partial(jax.jit, static_argnames="law")
+def _draw_all(logits_CV, law):
     def one(case):
         logits_V, key = case
         logits = jnp.broadcast_to(logits_V, (DRAWS, V))
-        return sample(logits, jax.random.split(key, DRAWS), temperature=TEMPERATURE, top_p=top_p)[0]
+        return sample(logits, jax.random.split(key, DRAWS), law)[0]
 
     return jax.lax.map(one, (logits_CV, jax.random.split(jax.random.key(0), len(logits_CV))))
 
 
 @functools.cache
-def frequencies(top_p: float) -> dict[str, np.ndarray]:
+def frequencies(law: Law) -> dict[str, np.ndarray]:
     with np.errstate(divide="ignore"):
         logits = TEMPERATURE * np.log(np.stack(list(CASES.values())))
-    tokens = np.asarray(_draw_all(jnp.asarray(logits, jnp.float32), top_p))
+    tokens = np.asarray(_draw_all(jnp.asarray(logits, jnp.float32), law))
     return {name: np.bincount(row, minlength=V) for name, row in zip(CASES, tokens, strict=True)}
 
 
-@pytest.mark.parametrize("top_p", [TOP_P, 1.0])
+LAWS = {
+    "top-p": Law(TEMPERATURE, TOP_P),
+    "all": Law(TEMPERATURE),
+    "top-k": Law(TEMPERATURE, top_k=3),
+    "min-p": Law(TEMPERATURE, min_p=0.3),
+    "top-k and top-p": Law(TEMPERATURE, 0.8, top_k=4),
+    "all three": Law(TEMPERATURE, TOP_P, top_k=60, min_p=0.05),
+}
+
+
+@pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
 @pytest.mark.parametrize("case", CASES)
-def test_draws_follow_the_exact_nucleus(case, top_p):
-    expected, found = exact(CASES[case], top_p) * DRAWS, frequencies(top_p)[case]
+def test_draws_follow_the_exact_distribution(case, law):
+    expected, found = exact(CASES[case], law) * DRAWS, frequencies(law)[case]
     assert len(found) == V, "a token outside the vocabulary"
     assert found[expected == 0].sum() == 0, "a token outside the nucleus"
     assert (found[expected > 15] > 0).all(), "a token of the nucleus never comes"
@@ -83,39 +98,40 @@ def test_draws_follow_the_exact_nucleus(case, top_p):
         assert scipy.stats.chisquare(seen, wanted).pvalue > 1e-4
 
 
-draw = jax.jit(sample, static_argnames=("temperature", "top_p"))
+draw = jax.jit(sample, static_argnames="law")
+LAW = Law(0.7, 0.9)
 LOGITS = 2 * jax.random.normal(jax.random.key(0), (50, 300))
 KEYS = jax.random.split(jax.random.key(1), 50)
 
 
-@pytest.mark.parametrize(("temperature", "top_p"), [(0.0, 0.9), (1.0, 1e-6)])
-def test_temperature_zero_and_a_tiny_top_p_take_the_most_probable_token(temperature, top_p):
-    tokens, _ = draw(LOGITS, KEYS, temperature=temperature, top_p=top_p)
+@pytest.mark.parametrize("law", [Law(0.0, 0.9), Law(1.0, 1e-6), Law(1.0, top_k=1), Law(1.0, min_p=1.0)])
+def test_temperature_zero_and_limits_at_their_tightest_take_the_most_probable_token(law):
+    tokens, _ = draw(LOGITS, KEYS, law)
     np.testing.assert_array_equal(tokens, LOGITS.argmax(axis=-1))
 
 
 def test_the_log_probability_is_the_models_own_without_temperature_and_top_p():
-    tokens, logps = draw(LOGITS, KEYS, temperature=0.7, top_p=0.9)
+    tokens, logps = draw(LOGITS, KEYS, LAW)
     expected = np.take_along_axis(log_softmax(LOGITS), np.asarray(tokens)[:, None], axis=1)[:, 0]
     np.testing.assert_allclose(logps, expected, atol=1e-5)
 
 
 def test_a_key_gives_the_same_token_in_any_row_of_any_batch():
-    together, _ = draw(LOGITS, KEYS, temperature=0.7, top_p=0.9)
+    together, _ = draw(LOGITS, KEYS, LAW)
     order = np.random.default_rng(0).permutation(50)[:23]
-    apart, _ = draw(LOGITS[order], KEYS[order], temperature=0.7, top_p=0.9)
+    apart, _ = draw(LOGITS[order], KEYS[order], LAW)
     np.testing.assert_array_equal(apart, together[order])
 
 
 def test_other_keys_give_other_tokens():
-    first, second = (draw(LOGITS, keys, temperature=0.7, top_p=0.9)[0] for keys in (KEYS, KEYS[::-1]))
+    first, second = (draw(LOGITS, keys, LAW)[0] for keys in (KEYS, KEYS[::-1]))
     assert (first != second).any()
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_logits_without_a_distribution_end_and_leave_other_rows_alone(bad):
-    expected, _ = draw(LOGITS, KEYS, temperature=0.7, top_p=0.9)
-    tokens, _ = draw(LOGITS.at[7, 3 if bad > 0 else slice(None)].set(bad), KEYS, temperature=0.7, top_p=0.9)
+    expected, _ = draw(LOGITS, KEYS, LAW)
+    tokens, _ = draw(LOGITS.at[7, 3 if bad > 0 else slice(None)].set(bad), KEYS, LAW)
     assert 0 <= tokens[7] < 300
     np.testing.assert_array_equal(np.delete(tokens, 7), np.delete(expected, 7))
 
@@ -131,5 +147,26 @@ def test_a_draw_that_rounding_puts_on_no_token_is_drawn_again(monkeypatch):
         return jnp.where(uniform_R == first, 511, token_R), jnp.where(uniform_R == first, 0.0, weight_R)
 
     monkeypatch.setattr(sampling, "_draw", past_the_end_at_first)
-    (token,), _ = sample(jnp.zeros((1, 300)), key[None], temperature=1.0, top_p=1.0)
+    (token,), _ = sample(jnp.zeros((1, 300)), key[None], Law(1.0))
     assert token < 300
+
+
+@pytest.mark.parametrize("k", [1, 2, 7, 299, 300])
+def test_the_kth_largest_is_that_of_sorting(k):
+    x = jax.nn.softmax(LOGITS).at[:, 5].set(0.0).at[:, 9].set(1e-42)
+    np.testing.assert_array_equal(kth_largest(x, k), np.sort(x, axis=-1)[:, -k])
+
+
+def test_a_banned_token_never_comes_and_the_log_probability_is_still_the_models():
+    best = LOGITS.argmax(axis=-1)
+    banned = jnp.zeros(LOGITS.shape, bool).at[jnp.arange(50), best].set(True)
+    tokens, logps = draw(LOGITS, KEYS, Law(0.0), banned)
+    np.testing.assert_array_equal(tokens, np.argsort(LOGITS, axis=-1)[:, -2])
+    expected = np.take_along_axis(log_softmax(LOGITS), np.asarray(tokens)[:, None], axis=1)[:, 0]
+    np.testing.assert_allclose(logps, expected, atol=1e-5)
+
+
+def test_keys_differ_by_row_and_position_and_use_all_64_bits():
+    data = jnp.asarray([[1, 2], [1, 3], [2, 2], [1, 2]], jnp.uint32)
+    drawn = jax.vmap(jax.random.bits)(keys_at(data, jnp.asarray([0, 0, 0, 1])))
+    assert len(set(drawn.tolist())) == 4

@@ -405,7 +405,7 @@ def test_answers_cut_by_the_limit_make_no_pair_and_a_run_without_pairs_says_why(
 def test_answers_cut_by_the_limit_make_pairs_if_they_are_kept(variant):
     run = variant(**SHORT, respond__truncated="keep")
     pairs = rows(run, 2, "pairs")
-    assert len(pairs) >= 2
+    assert pairs
     assert all(len(p["chosen_token_ids"]) == len(p["rejected_token_ids"]) == 1 for p in pairs)
 
 

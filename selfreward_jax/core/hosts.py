@@ -1,0 +1,50 @@
+"""Several processes as one run: each drives its own devices, all take the same decisions, one writes the files.
+
+The processes share a file system. What a process reads of another's writing lies behind a `wait`.
+"""
+
+import os
+
+import jax
+
+from selfreward_jax.core.errors import UserError
+
+_ADDRESS, _COUNT, _INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+
+
+def join() -> None:
+    """Joins the other processes, where there are any.
+
+    Told so by `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`; or by `SELFREWARD_HOSTS=auto`
+    where JAX knows the cluster (Cloud TPU, Slurm, Open MPI, Kubernetes).
+
+    Raises:
+      UserError: only some of the variables are set, or the others can't be reached.
+    """
+    given = {name: os.environ[name] for name in (_ADDRESS, _COUNT, _INDEX) if os.environ.get(name)}
+    automatic = os.environ.get("SELFREWARD_HOSTS", "") == "auto"
+    if jax.distributed.is_initialized() or not (given or automatic):
+        return
+    if given and len(given) < 3:
+        missing = next(name for name in (_ADDRESS, _COUNT, _INDEX) if name not in given)
+        raise UserError(f"{missing}: not set, though {next(iter(given))} is; several processes need all three.")
+    try:
+        if automatic:
+            jax.distributed.initialize()
+        else:
+            jax.distributed.initialize(given[_ADDRESS], int(given[_COUNT]), int(given[_INDEX]))
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"{_ADDRESS}: can't join the other processes ({str(error).splitlines()[0]}).") from None
+
+
+def is_writer() -> bool:
+    """Whether this process writes files and speaks for all."""
+    return jax.process_count() == 1 or jax.process_index() == 0
+
+
+def wait(what: str) -> None:
+    """Returns when all processes have come here."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(what)

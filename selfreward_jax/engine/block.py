@@ -1,0 +1,89 @@
+"""A layer as sampling runs it: few large matrix products instead of many small ones.
+
+A token at a time, a layer is bound by how well its products fill the machine. So queries, keys and values come from
+one matrix, [D, K, G + 2, E]: for each kv head its G query heads, its key and its value; and the two halves of the MLP
+from another, [D, 2, F]. Both are split over tensor devices along their K and F axes without moving anything.
+
+Shape letters: B rows, T tokens, D embed, H heads, K kv heads, G = H // K, E head size, F mlp.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from selfreward_jax.llama import model as llama
+from selfreward_jax.llama.config import LlamaConfig
+from selfreward_jax.llama.params import Params
+
+AXES = {
+    "qkv": (None, "kv_heads", None, None),
+    "qkv_bias": ("kv_heads", None, None),
+    "o": ("kv_heads", None, None, None),
+    "gate_up": (None, None, "mlp"),
+    "gate_up_bias": (None, "mlp"),
+    "down": ("mlp", None),
+}  # logical names of the axes along which the weights of a layer are split; the rest are whole
+
+
+def fuse(config: LlamaConfig, layer: Params) -> Params:
+    """A layer's weights in the form above; what is not named there stays as it is."""
+    K, E = config.num_kv_heads, config.head_dim
+    G = config.num_heads // K
+
+    def heads(q, k, v):  # [..., H, E], [..., K, E] twice, to [..., K, G + 2, E]
+        q = q.reshape(*q.shape[:-2], K, G, E)
+        return jnp.concatenate([q, k[..., None, :], v[..., None, :]], axis=-2)
+
+    made = {name: layer[name] for name in ("attn_norm", "mlp_norm", "down", "o_bias", "down_bias") if name in layer}
+    made["qkv"] = heads(layer["q"], layer["k"], layer["v"])
+    made["o"] = layer["o"].reshape(K, G, E, -1)
+    made["gate_up"] = jnp.stack([layer["gate"], layer["up"]], axis=-2)
+    if config.attention_bias:
+        made["qkv_bias"] = heads(layer["q_bias"], layer["k_bias"], layer["v_bias"])
+    if config.mlp_bias:
+        made["gate_up_bias"] = jnp.stack([layer["gate_bias"], layer["up_bias"]], axis=-2)
+    return made
+
+
+def unfuse(config: LlamaConfig, layer: Params) -> Params:
+    """What `fuse` was given."""
+    G = config.num_heads // config.num_kv_heads
+
+    def heads(qkv):
+        q = qkv[..., :G, :]
+        return q.reshape(*q.shape[:-3], config.num_heads, config.head_dim), qkv[..., G, :], qkv[..., G + 1, :]
+
+    made = {name: layer[name] for name in ("attn_norm", "mlp_norm", "down", "o_bias", "down_bias") if name in layer}
+    made["q"], made["k"], made["v"] = heads(layer["qkv"])
+    made["o"] = layer["o"].reshape(config.num_heads, config.head_dim, -1)
+    made["gate"], made["up"] = layer["gate_up"][..., 0, :], layer["gate_up"][..., 1, :]
+    if config.attention_bias:
+        made["q_bias"], made["k_bias"], made["v_bias"] = heads(layer["qkv_bias"])
+    if config.mlp_bias:
+        made["gate_bias"], made["up_bias"] = layer["gate_up_bias"][..., 0, :], layer["gate_up_bias"][..., 1, :]
+    return made
+
+
+def project_qkv(config: LlamaConfig, layer: Params, x_BTD: jax.Array, rope) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Rotated queries [B, T, K, G, E], rotated keys and values [B, T, K, E]."""
+    G = config.num_heads // config.num_kv_heads
+    y = llama.rms_norm(x_BTD, layer["attn_norm"], config.rms_norm_eps)
+    qkv = jnp.einsum("btd,dkge->btkge", y, layer["qkv"])
+    if config.attention_bias:
+        qkv = qkv + layer["qkv_bias"]
+    cos, sin = rope
+    rotated = llama.apply_rope(qkv[..., : G + 1, :], (cos[..., None, :], sin[..., None, :]))
+    return rotated[..., :G, :], rotated[..., G, :], qkv[..., G + 1, :]
+
+
+def project_out(config: LlamaConfig, layer: Params, out_BTKGE: jax.Array) -> jax.Array:
+    y = jnp.einsum("btkge,kged->btd", out_BTKGE, layer["o"])
+    return y + layer["o_bias"] if config.attention_bias else y
+
+
+def mlp(config: LlamaConfig, layer: Params, x_BTD: jax.Array) -> jax.Array:
+    y = llama.rms_norm(x_BTD, layer["mlp_norm"], config.rms_norm_eps)
+    both = jnp.einsum("btd,dcf->btcf", y, layer["gate_up"])
+    if config.mlp_bias:
+        both = both + layer["gate_up_bias"]
+    down = (jax.nn.silu(both[..., 0, :]) * both[..., 1, :]) @ layer["down"]
+    return down + layer["down_bias"] if config.mlp_bias else down

@@ -1,0 +1,81 @@
+"""Scores from the model's distribution: what stands after `Score:` is read, not sampled.
+
+A judgement then always has a score. It is the most probable one (*completion*), or the mean of the distribution over
+0 to 5 (*expected*), which tells apart answers that a single digit can't.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+from selfreward_jax.core.errors import UserError
+from selfreward_jax.core.tokens import Chat
+
+SCORES = tuple(range(6))
+LABEL = "Score:"
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreSlot:
+    """How a tokenizer writes the line of the score.
+
+    Attributes:
+      after_text, after_line: tokens up to the score, where the text before them ends within a line, and at its end.
+      candidates: the token of each score, 0 to 5.
+    """
+
+    after_text: tuple[int, ...]
+    after_line: tuple[int, ...]
+    candidates: tuple[int, ...]
+
+    @classmethod
+    def of(cls, chat: Chat) -> "ScoreSlot":
+        """Raises `UserError` if the tokenizer writes a score with more than one token, or two with the same."""
+        text, candidates = _split(chat, f"\n{LABEL} ")
+        line, same = _split(chat, f"{LABEL} ")
+        if candidates != same:
+            raise UserError(
+                f"config.judge.method: this tokenizer writes the score after {LABEL!r} in more ways than one, so it"
+                " can't be read from the distribution; use sampled."
+            )
+        return cls(text, line, candidates)
+
+    def feed(self, text: str) -> tuple[int, ...]:
+        """The tokens that lead from a judgement's reasons to its score."""
+        return self.after_line if not text or text.endswith("\n") else self.after_text
+
+    @property
+    def longest(self) -> int:
+        """Tokens that have to be fed at most: those above and the last one sampled."""
+        return max(len(self.after_text), len(self.after_line)) + 1
+
+
+def _split(chat: Chat, start: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Tokens that `start` has before every score, and each score's own."""
+    written = [tuple(chat.text_ids(f"{start}{n}")) for n in SCORES]
+    common = next((n for n, ids in enumerate(zip(*written, strict=False)) if len(set(ids)) > 1), 0)
+    own = [ids[common:] for ids in written]
+    if not common or any(len(ids) != 1 for ids in own):
+        raise UserError(
+            f"config.judge.method: this tokenizer does not write the scores after {LABEL!r} as one token each, so they"
+            " can't be read from the distribution; use sampled."
+        )
+    return written[0][:common], tuple(ids[0] for ids in own)
+
+
+def distribution(logps: Sequence[float]) -> tuple[float, ...]:
+    """Probabilities of the scores 0 to 5, given that one of them comes."""
+    top = max(logps)
+    weights = [math.exp(x - top) for x in logps]
+    total = math.fsum(weights)
+    return tuple(w / total for w in weights)
+
+
+def expected_score(probs: Sequence[float]) -> float:
+    """Mean of the distribution, from 0 to 5."""
+    return math.fsum(n * p for n, p in zip(SCORES, probs, strict=True))
+
+
+def likeliest_score(probs: Sequence[float]) -> float:
+    """The most probable score; of several the lowest."""
+    return float(max(SCORES, key=lambda n: probs[n]))

@@ -1,0 +1,113 @@
+"""Two processes, each with a device of its own, generate together what one process generates alone."""
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from selfreward_jax import cli
+from selfreward_jax.core import hosts
+from selfreward_jax.core.errors import UserError
+from selfreward_jax.engine.generate import Engine, EngineSettings
+from selfreward_jax.engine.sampling import SamplingSettings
+from selfreward_jax.engine.schedule import Request
+from tests import tiny
+from tests.engine.small_llama import small_model
+
+pytestmark = pytest.mark.slow
+
+RNG = np.random.default_rng(2)
+REQUESTS = [Request(f"r{n}", tuple(RNG.integers(0, 70, length).tolist())) for n, length in enumerate((4, 11, 30, 2, 9))]
+SETTINGS = {"temperature": 0.9, "top_p": 0.95, "max_new_tokens": 9}
+SAMPLES = 3
+
+
+def environments(count: int = 2) -> list[dict[str, str]]:
+    """Of processes that find one another on this machine."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = tiny.environment() | {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": str(count)}
+    return [shared | {"JAX_PROCESS_ID": str(n)} for n in range(count)]
+
+
+def together(words: list[str], given: str = "") -> list[subprocess.CompletedProcess[str]]:
+    """Runs the same command in two processes; neither may be waited for alone."""
+    started = [
+        subprocess.Popen(
+            words, cwd=tiny.ROOT, env=env, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for env in environments()
+    ]  # fmt: skip
+    try:
+        for process in started:
+            assert process.stdin
+            process.stdin.write(given)
+            process.stdin.close()
+            process.stdin = None
+        ended = []
+        for process in started:
+            out, err = process.communicate(timeout=240)
+            ended.append(subprocess.CompletedProcess(words, process.returncode, out, err))
+    finally:
+        for process in started:
+            process.kill()
+    for process in ended:
+        assert process.returncode == 0, process.stderr[-3000:]
+    return ended
+
+
+@pytest.mark.parametrize("mesh", [{"data": 2}, {"tensor": 2}], ids=["a replica each", "half of the heads each"])
+def test_two_processes_sample_what_one_samples(mesh):
+    given = {"requests": [[r.id, r.prompt_ids] for r in REQUESTS], "mesh": mesh, "samples": SAMPLES}
+    ended = together([sys.executable, "-m", "tests.engine.on_two_hosts"], json.dumps(given | {"settings": SETTINGS}))
+    first, second = (json.loads(p.stdout.splitlines()[-1]) for p in ended)
+    assert first == second
+    engine = Engine(small_model(), EngineSettings(slots=4, length_bucket=16))
+    alone = {(c.request.id, c.index): c for c in engine.run(REQUESTS, SAMPLES, SamplingSettings(**SETTINGS), seed=0)}
+    assert {(id, n): tuple(ids) for id, n, ids, _ in first["made"]} == {k: c.token_ids for k, c in alone.items()}
+    for id, n, _, logp in first["made"]:
+        assert logp == pytest.approx(alone[id, n].logp, abs=1e-4)
+    read = {r.id: logps for r, logps in engine.read(REQUESTS, (3, 20))}
+    for id, logps in first["read"]:
+        np.testing.assert_allclose(logps, read[id], atol=1e-4)
+
+
+def test_answers_and_judgements_of_two_processes_are_written_once_and_are_those_of_one(tmp_path_factory, tmp_path):
+    base = tmp_path_factory.getbasetemp()
+    data, finished = tiny.shared_data(base), tiny.shared_run(base)
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    expected = {name: tiny.read_jsonl(run / "m2" / f"{name}.jsonl") for name in ("responses", "judgements")}
+    changes = {"mesh.fsdp": 2, "generation.slots": 12}
+    for name in expected:
+        (run / "m2" / f"{name}.jsonl").unlink()
+    for verb in ("respond", "judge"):
+        words = tiny.arguments(verb, run, data, changes)
+        ended = together(tiny.command(*words, "--iteration=2", "--resume=force"))
+        assert "lie in" in ended[0].stderr and ended[1].stderr.count("lie in") == 0
+    for name, rows in expected.items():
+        found = tiny.read_jsonl(run / "m2" / f"{name}.jsonl")
+        assert [without(row, "logp") for row in found] == [without(row, "logp") for row in rows]
+        np.testing.assert_allclose([r.get("logp", 0) for r in found], [r.get("logp", 0) for r in rows], atol=1e-3)
+
+
+def without(row: dict, name: str) -> dict:
+    return {key: value for key, value in row.items() if key != name}
+
+
+@pytest.mark.parametrize("given", [{"JAX_NUM_PROCESSES": "2"}, {"JAX_COORDINATOR_ADDRESS": "a:1"}])
+def test_half_of_what_several_processes_need_is_one_line(given, monkeypatch, capsys):
+    for name in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="several processes need all three"):
+        hosts.join()
+    assert cli.main(["chat", "--model=x"]) == 2
+    assert "not set" in capsys.readouterr().err
