@@ -2,7 +2,8 @@
 
 A token at a time, a layer is bound by how well its products fill the machine. So queries, keys and values come from
 one matrix, [D, K, G + 2, E]: for each kv head its G query heads, its key and its value; and the two halves of the MLP
-from another, [D, 2, F]. Both are split over tensor devices along their K and F axes without moving anything.
+from another, [D, 2, F]; the output's is [H * E, D], which a product reads as it lies. All are split over tensor
+devices along their K, F and H axes without moving anything.
 
 Shape letters: B rows, T tokens, D embed, H heads, K kv heads, G = H // K, E head size, F mlp.
 """
@@ -17,7 +18,7 @@ from selfreward_jax.llama.params import Params
 AXES = {
     "qkv": (None, "kv_heads", None, None),
     "qkv_bias": ("kv_heads", None, None),
-    "o": ("kv_heads", None, None, None),
+    "o": ("heads", None),
     "gate_up": (None, None, "mlp"),
     "gate_up_bias": (None, "mlp"),
     "down": ("mlp", None),
@@ -35,7 +36,7 @@ def fuse(config: LlamaConfig, layer: Params) -> Params:
 
     made = {name: layer[name] for name in ("attn_norm", "mlp_norm", "down", "o_bias", "down_bias") if name in layer}
     made["qkv"] = heads(layer["q"], layer["k"], layer["v"])
-    made["o"] = layer["o"].reshape(K, G, E, -1)
+    made["o"] = layer["o"].reshape(K * G * E, -1)
     made["gate_up"] = jnp.stack([layer["gate"], layer["up"]], axis=-2)
     if config.attention_bias:
         made["qkv_bias"] = heads(layer["q_bias"], layer["k_bias"], layer["v_bias"])
@@ -76,7 +77,7 @@ def project_qkv(config: LlamaConfig, layer: Params, x_BTD: jax.Array, rope) -> t
 
 
 def project_out(config: LlamaConfig, layer: Params, out_BTKGE: jax.Array) -> jax.Array:
-    y = jnp.einsum("btkge,kged->btd", out_BTKGE, layer["o"])
+    y = out_BTKGE.reshape(*out_BTKGE.shape[:2], -1) @ layer["o"]
     return y + layer["o_bias"] if config.attention_bias else y
 
 

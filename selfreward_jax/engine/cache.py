@@ -20,7 +20,7 @@ from selfreward_jax.engine.layout import TENSOR, kv_sharding, splits_kv
 from selfreward_jax.llama.config import LlamaConfig
 
 OWN_BLOCK = 128  # positions of a block of generated tokens
-PROMPT_BLOCK = 64  # and of prompt tokens
+PROMPT_BLOCK = 256  # and of prompt tokens; where all are shorter, one block holds a prompt
 
 
 def round_up(size: int, multiple: int) -> int:
@@ -76,7 +76,7 @@ def plan_cache(
     samples: int,
     slots: int,
     prefix: int,
-    longest_prompt: int,
+    padded_prompt: int,
     own_limit: int,
     dtype,
     budget: int,
@@ -87,7 +87,7 @@ def plan_cache(
       requests: how many there are, on all replicas together.
       slots: the most rows that may decode at a time, on all replicas together.
       prefix: tokens of the shared prefix.
-      longest_prompt: tokens after the prefix.
+      padded_prompt: tokens of the longest prompt after the prefix, with its padding.
       budget: bytes for the cache on each device.
 
     Raises:
@@ -104,9 +104,9 @@ def plan_cache(
         return CachePlan(
             slots=rows,
             entries=min(most_requests, entries_for(rows, samples)),
-            prefix=round_up(prefix, PROMPT_BLOCK),
-            prompt_block=PROMPT_BLOCK,
-            prompt_limit=longest_prompt,
+            prefix=round_up(prefix, 64),
+            prompt_block=min(PROMPT_BLOCK, padded_prompt),
+            prompt_limit=padded_prompt,
             own_block=own_block,
             own_limit=own_limit,
             bytes_per_token=per_token,
@@ -116,8 +116,8 @@ def plan_cache(
     if fitting is None:
         one = plan(1)
         raise UserError(
-            f"config.generation.cache_gib: one row of {prefix + longest_prompt} prompt tokens and {own_limit} new ones"
-            f" needs {one.total_bytes() / 2**30:.3f} GiB of cache on each device, {budget / 2**30:.3f} GiB are"
+            f"config.generation.cache_gib: one row of {prefix + padded_prompt} prompt tokens, with padding, and"
+            f" {own_limit} new ones needs {one.total_bytes() / 2**30:.3f} GiB of cache on each device, {budget / 2**30:.3f} GiB are"
             " allowed; raise it, shorten the prompts or lower max_new_tokens."
         )
     return fitting

@@ -54,7 +54,7 @@ class EngineSettings:
     """
 
     slots: int = 64
-    length_bucket: int = 32
+    length_bucket: int = 16
     prefill_tokens: int = 0
     cache_gib: float = 0.0
     cache_dtype: str = ""
@@ -190,7 +190,7 @@ class Engine:
             samples=samples,
             slots=self.settings.slots,
             prefix=prefix,
-            longest_prompt=max(len(r.prompt_ids) for r in requests) - prefix,
+            padded_prompt=padded_length(max(len(r.prompt_ids) for r in requests) - prefix, self.settings.length_bucket),
             own_limit=max(new_tokens, 1),
             dtype=self.cache_dtype,
             budget=self.budget,

@@ -43,7 +43,7 @@ def _sharding(axes: Sequence[str | None], shape: Sequence[int], config: LlamaCon
     ways = mesh.shape[TENSOR]
     spec: list[str | None] = []
     for axis, size in zip(axes, shape, strict=True):
-        split = axis in ("mlp", "vocab") or (axis == "kv_heads" and splits_kv(config, mesh))
+        split = axis in ("mlp", "vocab") or (axis in ("heads", "kv_heads") and splits_kv(config, mesh))
         if split and size % ways:
             raise UserError(
                 f"config.generation.tensor: {name} has {size} {axis}, which {ways} tensor devices can't split evenly;"

@@ -369,7 +369,9 @@ def test_an_end_id_outside_the_vocabulary_is_one_line(model):
 
 def test_a_cache_too_small_for_one_row_is_refused_with_the_numbers(model):
     engine = Engine(model, dataclasses.replace(TINY, cache_gib=1e-5))
-    with pytest.raises(UserError, match=r"one row of 70 prompt tokens and 7 new ones needs 0\.0\d\d GiB .* 0.000 GiB"):
+    with pytest.raises(
+        UserError, match=r"one row of 80 prompt tokens, with padding, and 7 new ones needs 0\.0\d\d GiB .* 0.000"
+    ):
         next(engine.run(PLAIN, N, SAMPLED, seed=0))
 
 
