@@ -117,8 +117,8 @@ def plan_cache(
         one = plan(1)
         raise UserError(
             f"config.generation.cache_gib: one row of {prefix + padded_prompt} prompt tokens, with padding, and"
-            f" {own_limit} new ones needs {one.total_bytes() / 2**30:.3f} GiB of cache on each device, {budget / 2**30:.3f} GiB are"
-            " allowed; raise it, shorten the prompts or lower max_new_tokens."
+            f" {own_limit} new ones needs {one.total_bytes() / 2**30:.3f} GiB of cache on each device,"
+            f" {budget / 2**30:.3f} GiB are allowed; raise it, shorten the prompts or lower max_new_tokens."
         )
     return fitting
 

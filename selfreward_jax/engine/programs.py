@@ -70,15 +70,15 @@ def _constrain(kv: KV, config: LlamaConfig, *, shared: bool) -> KV:
     return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, spec), kv)
 
 
-def _causal(q_PTKGE: jax.Array, kv: KV, offset: jax.Array | int) -> Partial:
-    """Attention of prompt positions `offset`, `offset + 1`, ... over their own prompt up to themselves."""
+def _causal(q_PTKGE: jax.Array, kv: KV, positions_PT: jax.Array) -> Partial:
+    """Attention of some positions of each prompt over their own prompt up to themselves."""
     P, T, K, G, E = q_PTKGE.shape
     S = kv.capacity
     q = q_PTKGE.transpose(0, 2, 1, 3, 4).reshape(P, K, T * G, E)
     scores = jnp.einsum("pkqe,pkes->pkqs", q, kv.k[0], preferred_element_type=jnp.float32).reshape(P, K, T, G, S)
     scores = scores / math.sqrt(E)
-    seen = jnp.arange(S) <= offset + jnp.arange(T)[:, None]
-    scores = jnp.where(seen[:, None], scores, -jnp.inf)
+    seen_PTS = jnp.arange(S) <= positions_PT[..., None]
+    scores = jnp.where(seen_PTS[:, None, :, None], scores, -jnp.inf)
     top = scores.max(axis=-1, keepdims=True)
     weights = jnp.exp(scores - top)
     mixed = weights.reshape(P, K, T * G, S).astype(kv.v.dtype)
@@ -87,46 +87,53 @@ def _causal(q_PTKGE: jax.Array, kv: KV, offset: jax.Array | int) -> Partial:
     return jax.tree.map(lambda x: jnp.swapaxes(x, 1, 2), part)
 
 
-def _prompt_attention(q_PTKGE, own: KV, prefix: KV | None, prefix_length) -> jax.Array:
-    """Attention of whole prompts: over the shared prefix, and causally over themselves."""
+def _prompt_attention(q_PTKGE, own: KV, prefix: KV | None, prefix_length, positions_PT=None) -> jax.Array:
+    """Attention of prompts, whole or at some positions: over the shared prefix, and causally over themselves."""
     P, T, *heads = q_PTKGE.shape
 
-    def part(q, offset):
-        parts = [_causal(q, own, offset)]
+    def part(q, positions):
+        parts = [_causal(q, own, positions)]
         if prefix is not None:
             shared = attend(q.reshape(1, -1, *heads), prefix, prefix_length[None])
             parts.append(jax.tree.map(lambda x: x.reshape(P, -1, *x.shape[2:]), shared))
         return finish(parts, q.dtype)
 
-    if T <= QUERY_BLOCK:
-        return part(q_PTKGE, 0)
+    if positions_PT is not None or T <= QUERY_BLOCK:
+        return part(q_PTKGE, jnp.arange(T)[None] if positions_PT is None else positions_PT)
     blocks = -(-T // QUERY_BLOCK)
     q = jnp.pad(q_PTKGE, ((0, 0), (0, blocks * QUERY_BLOCK - T), (0, 0), (0, 0), (0, 0)))
     q = jnp.moveaxis(q.reshape(P, blocks, QUERY_BLOCK, *heads), 1, 0)
-    out = jax.lax.map(lambda x: part(x[0], x[1]), (q, jnp.arange(blocks) * QUERY_BLOCK))
+    out = jax.lax.map(lambda x: part(*x), (q, jnp.arange(blocks * QUERY_BLOCK).reshape(blocks, 1, QUERY_BLOCK)))
     return jnp.moveaxis(out, 0, 1).reshape(P, -1, *heads)[:, :T]
 
 
-def _prefill_layers(config, weights, tokens_PT, prefix: list[KV], prefix_length, dtype, cache_dtype):
-    """Hidden states [P, T, D] before the final norm, and each layer's keys and values as one block."""
+def _prefill_layers(config, weights, tokens_PT, lengths_P, prefix: list[KV], prefix_length, dtype, cache_dtype):
+    """Each prompt's last hidden state [P, D] before the final norm, and each layer's keys and values as one block."""
     T = tokens_PT.shape[1]
+    last = (lengths_P - 1)[:, None]
     rope = llama.rope_tables(config, prefix_length + jnp.arange(T)[None])
     x = llama.embed(weights, tokens_PT, dtype)
     made = []
     for n, layer in enumerate(weights["layers"]):
         q, k, v = block.project_qkv(config, layer, x, rope)
         kv = KV(k.transpose(0, 2, 3, 1)[None].astype(cache_dtype), v.transpose(0, 2, 1, 3)[None].astype(cache_dtype))
-        out = _prompt_attention(q, kv, prefix[n] if prefix else None, prefix_length)
+        made.append(kv)
+        if n + 1 == config.num_layers:  # of the last layer nothing but the last position's result is wanted
+            q = jnp.take_along_axis(q, last[..., None, None, None], axis=1)
+            x = jnp.take_along_axis(x, last[..., None], axis=1)
+            out = _prompt_attention(q, kv, prefix[n] if prefix else None, prefix_length, last)
+        else:
+            out = _prompt_attention(q, kv, prefix[n] if prefix else None, prefix_length)
         x = x + block.project_out(config, layer, out)
         x = x + block.mlp(config, layer, x)
-        made.append(kv)
-    return x, made
+    return x[:, 0], made
 
 
 @functools.partial(jax.jit, static_argnames=("config", "dtype", "cache_dtype"))
 def prefill_prefix(config: LlamaConfig, weights: Params, tokens_1C: jax.Array, *, dtype, cache_dtype) -> list[KV]:
     """Keys and values of the prefix that all requests share, one block of C positions."""
-    _, made = _prefill_layers(config, weights, tokens_1C, [], jnp.int32(0), dtype, cache_dtype)
+    length = jnp.full(1, tokens_1C.shape[1], jnp.int32)
+    _, made = _prefill_layers(config, weights, tokens_1C, length, [], jnp.int32(0), dtype, cache_dtype)
     return [_constrain(kv, config, shared=True) for kv in made]
 
 
@@ -168,8 +175,7 @@ def prefill(
       The region with the prompts in it, and the logits after each prompt's last token, float32 [P, V].
     """
     cache_dtype = prompts[0].k.dtype if prompts else dtype
-    x, made = _prefill_layers(config, weights, tokens_PT, prefix, prefix_length, dtype, cache_dtype)
-    last_PD = jnp.take_along_axis(x, (lengths_P - 1)[:, None, None], axis=1)[:, 0]
+    last_PD, made = _prefill_layers(config, weights, tokens_PT, lengths_P, prefix, prefix_length, dtype, cache_dtype)
     last_PD = llama.rms_norm(last_PD, weights["norm"], config.rms_norm_eps)
     logits_PV = llama.logits(config, weights, last_PD)
     stored = [

@@ -376,6 +376,6 @@ def test_a_cache_too_small_for_one_row_is_refused_with_the_numbers(model):
 
 
 def test_a_small_cache_means_fewer_slots_and_the_same_samples(model, sampled):
-    small = Engine(model, dataclasses.replace(TINY, cache_gib=8e-5))
+    small = Engine(model, dataclasses.replace(TINY, cache_gib=6e-5))
     assert 0 < small.plan(PLAIN, N, 7).slots < TINY.slots
     assert tokens(run(small, PLAIN)) == tokens(sampled)
