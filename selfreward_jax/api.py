@@ -17,6 +17,7 @@ from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.interrupt import Interrupt
 from selfreward_jax.core.progress import meter
 from selfreward_jax.core.rows import Judgement, Pair, Prompt, Response, Row, as_messages, content_id
+from selfreward_jax.engine.compiling import keep_compiled_programs
 from selfreward_jax.engine.generate import Completion, Engine, EngineSettings, Reading, Request
 from selfreward_jax.engine.sampling import SamplingSettings
 from selfreward_jax.engine.score import implicit_reward, score_in_order
@@ -63,6 +64,7 @@ def config(path: str = "", **fields: Any) -> ConfigDict:
 
 def load(path: str, *, dtype: str = "float32", chat_template: str = "") -> Model:
     """A model from a Hugging Face folder, a .gguf file, a run's model (`runs/x/m2`) or `package:NAME`."""
+    keep_compiled_programs()
     return load_model(path, dtype=dtype, chat_template=chat_template)
 
 
@@ -271,6 +273,7 @@ def _train(
 def run(config: ConfigDict, workdir: str, *, resume: str = "") -> list[Row]:
     """The whole algorithm in a folder; goes on where it was. Returns the summary, a row per model."""
     check(config)
+    keep_compiled_programs()
     work = Run(workdir, config, resume=resume)
     self_reward(work)
     return summary.summarise(work)

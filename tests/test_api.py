@@ -209,6 +209,47 @@ def test_sft_teaches_the_response(trained, model, seeds):
 
 
 @pytest.mark.slow
+def test_judging_by_the_distribution_gives_every_judgement_a_score(trained, judged, data):
+    prompts, responses, _ = judged
+    template = str(data / "judge.txt")
+    completed = sr.judge(trained[0], prompts, responses, method="completion", template=template, max_new_tokens=16)
+    expected = sr.judge(trained[0], prompts, responses, method="expected", rationale=False, template=template)
+    assert len(completed) == 3 * len(responses) and len(expected) == len(responses)
+    assert all(j.score is not None and j.score_probs for j in [*completed, *expected])
+    with pytest.raises(UserError, match="the method 'guess' is not one of sampled, completion, expected"):
+        sr.judge(trained[0], prompts, responses, method="guess")
+
+
+def test_the_implicit_reward_is_beta_times_the_log_ratio(model, trained, seeds):
+    rows = sr.score(trained[0], seeds[:5], reference=model, beta=0.3)
+    apart = [sr.score(m, seeds[:5]) for m in (trained[0], model)]
+    for row, one, other in zip(rows, *apart, strict=True):
+        assert row["reward"] == pytest.approx(0.3 * (one["logp"] - other["logp"]), abs=1e-4)
+    assert min(row["reward"] for row in rows) > 0, "what it was trained on is more probable than before"
+
+
+def test_generate_ends_answers_at_stop_strings_and_not_before_their_fewest_tokens(model):
+    free = sr.generate(model, ["a", "b"], n=2, max_new_tokens=12, min_new_tokens=12)
+    assert all(len(r.token_ids) == 12 and r.stop_reason == "length" for r in free)
+    stop = free[0].text[3:5]
+    cut = sr.generate(model, ["a", "b"], n=2, max_new_tokens=12, stop=[stop])
+    assert cut[0].stop_reason == "stop" and cut[0].text == free[0].text[: free[0].text.find(stop)]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"n": 0}, "0 samples asked for"),
+        ({"temperature": -1.0}, "temperature is -1.0"),
+        ({"max_new_tokens": 5000}, "exceed the model's context"),
+        ({"prompts": []}, "none given"),
+    ],
+)
+def test_what_can_not_be_generated_is_said_in_one_line(model, fields, message):
+    with pytest.raises(UserError, match=message):
+        sr.generate(model, **{"prompts": ["a"], **fields})
+
+
 def test_pairs_prefer_the_higher_mean_score(judged, pairs):
     _, responses, judgements = judged
     means = {}

@@ -454,6 +454,15 @@ def test_scores_are_those_of_transformers_in_the_order_of_the_rows(raw, data, tm
     assert_same_scores(ours, torch_scores(data / "model", raw=raw))
 
 
+def test_scores_with_a_reference_have_the_implicit_reward(data, tmp_path):
+    other = tiny.make_model(tmp_path / "other", seed=1)
+    alone = [score(tmp_path, model) for model in (data / "model", other)]
+    rows = score(tmp_path, data / "model", f"--reference={other}", "--beta=0.5")
+    for row, one, two in zip(rows, *alone, strict=True):
+        assert row["logp"] == one["logp"] and row["reference_logp"] == two["logp"]
+        assert row["reward"] == pytest.approx(0.5 * (one["logp"] - two["logp"]))
+
+
 def test_a_row_scores_the_same_in_any_batch(data, tmp_path):
     one_by_one = score(tmp_path, data / "model", "--rows=1")
     for rows in (2, 3, 16):

@@ -69,7 +69,7 @@ BOUNDS: Mapping[str, tuple[float | None, float | None]] = {
     "generation.cache_gib": (0, None),
     "generation.tensor": (0, None),
     "generation.prefill_tokens": (0, None),
-    "generation.length_bucket": (1, None),
+    "generation.length_bucket": (0, None),
     "generation.score_rows": (1, None),
     "checkpoint.every_steps": (1, None),
     "checkpoint.keep": (1, None),

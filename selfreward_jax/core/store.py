@@ -119,7 +119,7 @@ class Journal:
         lines = (line for number in self.numbers() for line in self._part(number).read_text().split("\n") if line)
         if order is not None:
             # Rows as text take a tenth of the memory of rows as objects.
-            placed = sorted((order(json.loads(line)), line) for line in lines)
+            placed = sorted(((order(json.loads(line)), line) for line in lines), key=lambda row: row[0])
             lines = (line for _, line in placed)
         write_atomic(self.path, "".join(f"{line}\n" for line in lines))
 

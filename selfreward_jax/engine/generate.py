@@ -33,7 +33,7 @@ from selfreward_jax.engine.layout import REPLICA, TENSOR, lay_out, put, sampling
 from selfreward_jax.engine.sampling import SamplingSettings
 from selfreward_jax.engine.schedule import Request, Sample, Schedule, sample_key, shared_prefix
 from selfreward_jax.engine.stopping import cut_at_stop, has_stop
-from selfreward_jax.llama.load import Model
+from selfreward_jax.llama.load import Model, check_end_ids
 
 STEPS = 32  # decode steps between two looks at what came out, at most
 STEPS_WITH_STOP = 8  # the same where stop strings must be looked for
@@ -45,7 +45,7 @@ class EngineSettings:
 
     Attributes:
       slots: rows that decode at a time, on all devices together.
-      length_bucket: prompts are padded to a multiple of so many tokens.
+      length_bucket: prompts are padded to a multiple of so many tokens; 0: 16 on a CPU, 64 elsewhere.
       prefill_tokens: prompt tokens, padding included, that one call runs through the model in each replica; 0: what
         fills the device.
       cache_gib: memory for keys and values on each device; 0: what fits.
@@ -54,7 +54,7 @@ class EngineSettings:
     """
 
     slots: int = 64
-    length_bucket: int = 16
+    length_bucket: int = 0
     prefill_tokens: int = 0
     cache_gib: float = 0.0
     cache_dtype: str = ""
@@ -111,6 +111,8 @@ def check_requests(requests: Sequence[Request], samples: int, settings: Sampling
     if samples < 1:
         raise UserError(f"{what}: {samples} samples asked for; at least 1 is needed.")
     new = settings.max_new_tokens + extra
+    if len({r.id for r in requests}) < len(requests):
+        raise UserError(f"{what}: the same id is given twice, so both would be sampled alike; give each its own.")
     for request in requests:
         if not request.prompt_ids:
             raise UserError(f"{what} {request.id}: empty, not one token; a model needs something to go on.")
@@ -139,12 +141,7 @@ class Engine:
         """
         self.model, self.settings = model, settings or EngineSettings()
         config = model.config
-        wrong = [i for i in model.chat.eos_ids if not 0 <= i < config.vocab_size]
-        if wrong:
-            raise UserError(
-                f"{model.name}: the end id {wrong[0]} lies outside the vocabulary of {config.vocab_size}; mend"
-                " eos_token_id in config.json or generation_config.json."
-            )
+        check_end_ids(model.name, config, model.chat)
         self.mesh = sampling_mesh(model.mesh, self.settings.tensor)
         self.replicas = self.mesh.shape[REPLICA]
         self.dtype = jnp.dtype(model.dtype)
@@ -158,19 +155,27 @@ class Engine:
             )
         self.counters: collections.Counter[str] = collections.Counter()
         self.in_use: tuple[int, int] = (0, 0)
-        self._compiled: set[str] = set()
+        self._compiled: set[Any] = set()
 
-    def prepare(self, what: str, function, *args, **static) -> None:
-        """Compiles a program ahead of its first use; `what` must tell its shapes."""
-        if what not in self._compiled:
-            compile_ahead(what, function, *args, **static)
-            self._compiled.add(what)
+    def prepare(self, what: str, function, config, weights, *args, **static) -> None:
+        """Compiles a program ahead of its first use with arguments of these shapes."""
+        key = (what, tuple(static.items()), tuple(x.shape for x in jax.tree.leaves(args)))
+        if key not in self._compiled:
+            compile_ahead(what, function, config, weights, *args, **static)
+            self._compiled.add(key)
+
+    @property
+    def _on_cpu(self) -> bool:
+        return self.mesh.devices.flat[0].platform == "cpu"
+
+    @property
+    def length_bucket(self) -> int:
+        return self.settings.length_bucket or (16 if self._on_cpu else 64)
 
     @property
     def prefill_tokens(self) -> int:
         """Prompt tokens of one call in each replica; on a CPU a few hundred fill it, and the rest would be waste."""
-        on_cpu = self.mesh.devices.flat[0].platform == "cpu"
-        return self.settings.prefill_tokens or (256 if on_cpu else 2048)
+        return self.settings.prefill_tokens or (512 if self._on_cpu else 2048)
 
     @functools.cached_property
     def budget(self) -> int:
@@ -190,7 +195,7 @@ class Engine:
             samples=samples,
             slots=self.settings.slots,
             prefix=prefix,
-            padded_prompt=padded_length(max(len(r.prompt_ids) for r in requests) - prefix, self.settings.length_bucket),
+            padded_prompt=padded_length(max(len(r.prompt_ids) for r in requests) - prefix, self.length_bucket),
             own_limit=max(new_tokens, 1),
             dtype=self.cache_dtype,
             budget=self.budget,
@@ -230,8 +235,7 @@ class Engine:
         )
         schedule = Schedule(self.replicas, plan.slots, plan.entries, samples, (w for w in work if w))
         run = _Run(self, plan, schedule, shared_prefix(requests), settings, reading)
-        with jax.set_mesh(self.mesh):
-            yield from run.completions(next(iter(requests)).prompt_ids)
+        yield from run.completions(next(iter(requests)).prompt_ids)
 
     def read(
         self, requests: Sequence[Request], candidates: tuple[int, ...], *, done: Set[str] = frozenset()
@@ -244,8 +248,18 @@ class Engine:
         work = ([Sample(r, 0, np.zeros(2, np.uint32))] for r in ordered if r.id not in done)
         schedule = Schedule(self.replicas, plan.slots, plan.entries, 1, work)
         run = _Run(self, plan, schedule, shared_prefix(requests), settings, None)
+        yield from run.readings(next(iter(requests)).prompt_ids, candidates)
+
+
+def _on_mesh(method):
+    """Runs a method under the engine's mesh; not the generators, which would leave it to whoever draws from them."""
+
+    @functools.wraps(method)
+    def under(self, *args):
         with jax.set_mesh(self.mesh):
-            yield from run.readings(next(iter(requests)).prompt_ids, candidates)
+            return method(self, *args)
+
+    return under
 
 
 class _Run:
@@ -271,6 +285,7 @@ class _Run:
 
     # Prefill.
 
+    @_on_mesh
     def _share_prefix(self, ids: Sequence[int]) -> None:
         """Runs the shared prefix through the model, once."""
         self.prefix_arg = put(np.array(self.prefix_length, np.int32), self.mesh)
@@ -281,7 +296,7 @@ class _Run:
         tokens[0, : self.prefix_length] = ids[: self.prefix_length]
         dtypes = {"dtype": self.engine.dtype, "cache_dtype": self.engine.cache_dtype}
         args = self.config, self.engine.weights, put(tokens, self.mesh)
-        what = f"prefill of a shared prefix of {self.plan.prefix} tokens"
+        what = f"the prefill of a shared prefix ({self.plan.prefix} tokens)"
         self.engine.prepare(what, programs.prefill_prefix, *args, **dtypes)
         self.prefix = programs.prefill_prefix(*args, **dtypes)
         self._count(computed=self.prefix_length, padding=self.plan.prefix - self.prefix_length)
@@ -292,8 +307,9 @@ class _Run:
 
     def _padded(self, request: Request) -> int:
         """Positions that a prompt is padded to; they depend on the prompt alone, and so do its numbers."""
-        return padded_length(len(request.prompt_ids) - self.prefix_length, self.engine.settings.length_bucket)
+        return padded_length(len(request.prompt_ids) - self.prefix_length, self.engine.length_bucket)
 
+    @_on_mesh
     def _prefill(self, prompts: list, taken: list[list[list[Sample]]]) -> tuple[list, jax.Array, list[list[Sample]]]:
         """Runs the prompts of the taken samples; returns the region, logits [P, V], and the samples by row."""
         T = self._padded(next(group[0].request for groups in taken for group in groups))
@@ -315,8 +331,7 @@ class _Run:
             self.config, self.engine.weights, self.prefix, self.prefix_arg, prompts,
             put(tokens, self.mesh, REPLICA), put(lengths, self.mesh, REPLICA), put(entries, self.mesh, REPLICA),
         )  # fmt: skip
-        kept = f"{self.plan.entries} entries of {prompts[0].capacity}" if prompts else "nothing kept"
-        what = f"prefill of {P} x {T} tokens after {self.plan.prefix if self.prefix else 0}, {kept}"
+        what = f"the prefill of prompts ({P} x {T} tokens)"
         self.engine.prepare(what, programs.prefill, *args, dtype=self.engine.dtype)
         prompts, logits = programs.prefill(*args, dtype=self.engine.dtype)
         return prompts, logits, by_row
@@ -359,7 +374,7 @@ class _Run:
 
     def _prompt_blocks(self) -> int:
         longest = self.schedule.longest_prompt(self.prefix_length)
-        return blocks_for(padded_length(longest, self.engine.settings.length_bucket), self.plan.prompt_block)
+        return blocks_for(padded_length(longest, self.engine.length_bucket), self.plan.prompt_block)
 
     def _begin(self, logits: jax.Array, by_row: list[list[Sample]]) -> Iterator[Completion]:
         """Draws the first token of every sample."""
@@ -367,10 +382,7 @@ class _Run:
         for row, group in enumerate(by_row):
             for n, sample in enumerate(group):
                 keys[row, n] = sample.key
-        banned = self.eos_ids if self.settings.min_new_tokens > 0 else ()
-        token, logp = jax.device_get(
-            programs.first_tokens(logits, put(keys, self.mesh, REPLICA), self.settings.law(), banned=banned)
-        )
+        token, logp = self._first_tokens(logits, keys)
         for row, group in enumerate(by_row):
             for n, sample in enumerate(group):
                 self._add(sample, [int(token[row, n])], [float(logp[row, n])])
@@ -379,6 +391,12 @@ class _Run:
                     yield self._completion(sample)
                 else:
                     self.schedule.wait(sample)
+
+    @_on_mesh
+    def _first_tokens(self, logits: jax.Array, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        banned = self.eos_ids if self.settings.min_new_tokens > 0 else ()
+        law = self.settings.law()
+        return jax.device_get(programs.first_tokens(logits, put(keys, self.mesh, REPLICA), law, banned=banned))
 
     def _add(self, sample: Sample, tokens: Sequence[int], logps: Sequence[float]) -> None:
         """New tokens of a sample; sets its stop reason when it has ended."""
@@ -435,8 +453,29 @@ class _Run:
 
     def _decode(self) -> Iterator[Completion]:
         """One call of the decode program, and what became of every slot in it."""
-        schedule, engine, plan, settings = self.schedule, self.engine, self.plan, self.settings
+        schedule, engine = self.schedule, self.engine
         running = dict(schedule.running)
+        steps, tokens, logps, added, ended, read = self._decode_steps(running)
+        engine.counters["gen/decode_steps"] += int(steps)
+        engine.counters["gen/slot_steps"] += int(added.sum())
+        engine.in_use = (len(running), len(added))
+        for (d, slot), sample in sorted(running.items()):
+            row = d * schedule.slots + slot
+            n = int(added[row])
+            if sample.fed is not None:
+                sample.fed = sample.fed[n:]
+                sample.count += n
+                finished = bool(ended[row])
+            else:
+                self._add(sample, tokens[row, :n].tolist(), logps[row, :n].tolist())
+                finished = bool(sample.stop_reason) and not self._feed(sample)
+            if finished:
+                schedule.release(sample)
+                yield self._completion(sample, read[row] if self.reading else None)
+
+    @_on_mesh
+    def _decode_steps(self, running: dict[tuple[int, int], Sample]) -> tuple[np.ndarray, ...]:
+        schedule, engine, settings = self.schedule, self.engine, self.settings
         slots, seats = schedule.arrays(self.prefix_length, self.feed_width)
         longest = max(s.count for s in running.values())
         self._fit_own(longest)
@@ -455,29 +494,12 @@ class _Run:
             "law": settings.law(), "steps": self.steps, "eos_ids": self.eos_ids, "dtype": engine.dtype,
         }  # fmt: skip
         what = (
-            f"decoding in {len(slots['token'])} slots of {self.own[0].capacity} tokens,"
-            f" {plan.entries} x {schedule.seats} seats, prompts of {self.prompts[0].capacity} after"
-            f" {plan.prefix if self.prefix else 0}, {settings.law()}"
+            f"decoding ({len(slots['token'])} slots x {self.own[0].capacity} tokens, {len(seats['lengths'])} prompts"
+            f" x {self.prompts[0].capacity})"
         )
         engine.prepare(what, programs.decode, *args, **static)
         self.own, results = programs.decode(*args, **static)
-        steps, tokens, logps, added, ended, read = jax.device_get(results)
-        engine.counters["gen/decode_steps"] += int(steps)
-        engine.counters["gen/slot_steps"] += int(added.sum())
-        engine.in_use = (len(running), len(slots["token"]))
-        for (d, slot), sample in sorted(running.items()):
-            row = d * schedule.slots + slot
-            n = int(added[row])
-            if sample.fed is not None:
-                sample.fed = sample.fed[n:]
-                sample.count += n
-                finished = bool(ended[row])
-            else:
-                self._add(sample, tokens[row, :n].tolist(), logps[row, :n].tolist())
-                finished = bool(sample.stop_reason) and not self._feed(sample)
-            if finished:
-                schedule.release(sample)
-                yield self._completion(sample, read[row] if self.reading else None)
+        return jax.device_get(results)
 
     def _fit_own(self, longest: int) -> None:
         """Room for at least one more token in every slot; much too much room is given back."""
@@ -488,6 +510,10 @@ class _Run:
 
     # Reading alone.
 
+    @_on_mesh
+    def _candidate_logps(self, logits: jax.Array, wanted: jax.Array) -> np.ndarray:
+        return np.asarray(programs.candidate_logps(logits, wanted))
+
     def readings(
         self, prefix_ids: Sequence[int], candidates: tuple[int, ...]
     ) -> Iterator[tuple[Request, tuple[float, ...]]]:
@@ -496,7 +522,7 @@ class _Run:
         wanted = put(np.asarray(candidates, np.int32), self.mesh)
         while any(taken := self._take()):
             _, logits, by_row = self._prefill([], taken)
-            logps = np.asarray(programs.candidate_logps(logits, wanted))
+            logps = self._candidate_logps(logits, wanted)
             for row, group in enumerate(by_row):
                 for sample in group:
                     self.schedule.release(sample)

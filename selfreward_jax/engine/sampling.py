@@ -16,6 +16,7 @@ from flax import struct
 from selfreward_jax.core.errors import UserError
 
 _BLOCK = 256
+_REDRAWN = 16  # rows that draw again at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,26 +162,36 @@ def sample(
         # the former at least top-p are kept.
         drawn = nucleus if law.min_p <= 0.0 else _in_blocks(jnp.where(weights_RV >= law.min_p, weights_RV, 0.0))
 
-        def outside(state):
-            _, _, kept_R = state
-            return ~jnp.all(kept_R)
-
-        def redraw(state):
-            attempt, token_R, kept_R = state
-            keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys_R, attempt)
+        def attempt(drawn: _Weights, nucleus: _Weights, keys, top, number) -> tuple[jax.Array, jax.Array]:
+            """A draw for each of some rows, and whether it is kept."""
+            keys = jax.vmap(jax.random.fold_in)(keys, number)
             new_R, weight_R = _draw(drawn, jax.vmap(jax.random.uniform)(keys))
             # A running sum rounds up and down, so a draw may hit a token of no weight, or none at all.
-            inside_R = weight_R > 0
+            kept_R = weight_R > 0
             if law.top_p < 1.0:
-                inside_R &= _mass_above(nucleus, weight_R) < law.top_p
+                kept_R &= _mass_above(nucleus, weight_R) < law.top_p
             # NaN logits would never be kept; the row ends with whatever was drawn instead of looping for ever.
-            inside_R |= ~jnp.isfinite(top_R)
-            return attempt + 1, jnp.where(kept_R, token_R, new_R), kept_R | inside_R
+            return new_R, kept_R | ~jnp.isfinite(top)
 
-        start = (jnp.int32(0), jnp.zeros(R, jnp.int32), jnp.zeros(R, bool))
-        _, token_R, _ = jax.lax.while_loop(outside, redraw, start)
+        def redraw(state):
+            """Another attempt for the first few rows that still need one; most rows need none."""
+            tries_R, token_R, kept_R = state
+            (rows,) = jnp.nonzero(~kept_R, size=min(_REDRAWN, R), fill_value=R)
+            # Rows in place of none point past the end: what is read there is some row's, what is written is nobody's.
+            some = jnp.minimum(rows, R - 1)
+            new, kept = attempt(*jax.tree.map(lambda x: x[some], (drawn, nucleus, keys_R, top_R, tries_R)))
+            token_R = token_R.at[rows].set(new, mode="drop")
+            return tries_R.at[rows].add(1, mode="drop"), token_R, kept_R.at[rows].set(kept, mode="drop")
+
+        first = attempt(drawn, nucleus, keys_R, top_R, jnp.zeros(R, jnp.int32))
+        _, token_R, _ = jax.lax.while_loop(lambda state: ~jnp.all(state[2]), redraw, (jnp.ones(R, jnp.int32), *first))
     logit_R = jnp.take_along_axis(model_RV, token_R[:, None], axis=-1)[:, 0]
-    return token_R, logit_R - jax.nn.logsumexp(model_RV, axis=-1)
+    return token_R, logit_R - log_normaliser(model_RV, model_RV.max(axis=-1))
+
+
+def log_normaliser(logits_RV: jax.Array, top_R: jax.Array) -> jax.Array:
+    """Log of the sum of exponentials, given the largest logit of each row, [R]."""
+    return top_R + jnp.log(jnp.exp(logits_RV - top_R[:, None]).sum(axis=-1))
 
 
 @functools.partial(jax.vmap, in_axes=(0, 0))

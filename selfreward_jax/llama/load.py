@@ -153,10 +153,22 @@ def load_chat(path: str, chat_template: str = "") -> tuple[LlamaConfig, Chat]:
         config, tokenizer = hf.read_config(location), _load_tokenizer(location)
     else:
         config, tokenizer = gguf.read_config(location), gguf.load_tokenizer(location)
+    template = _template_text(chat_template)
     if len(tokenizer) > config.vocab_size:
         raise UserError(f"{location}: the tokenizer has {len(tokenizer)} tokens, the weights only {config.vocab_size}.")
-    template = _template_text(chat_template)
-    return config, Chat(tokenizer, template=template, eos_ids=config.eos_token_ids, bos_id=config.bos_token_id)
+    chat = Chat(tokenizer, template=template, eos_ids=config.eos_token_ids, bos_id=config.bos_token_id)
+    check_end_ids(str(location), config, chat)
+    return config, chat
+
+
+def check_end_ids(name: str, config: LlamaConfig, chat: Chat) -> None:
+    """Raises `UserError` if an id that is to end texts is none of the vocabulary, and so can never be drawn."""
+    wrong = next((i for i in chat.eos_ids if not 0 <= i < config.vocab_size), None)
+    if wrong is not None:
+        raise UserError(
+            f"{name}: the end id {wrong} lies outside the vocabulary of {config.vocab_size}; mend eos_token_id in"
+            " config.json or generation_config.json."
+        )
 
 
 def load_model(

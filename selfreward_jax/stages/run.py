@@ -28,7 +28,8 @@ from selfreward_jax.engine.generate import Engine, EngineSettings
 from selfreward_jax.llama.config import LlamaConfig
 from selfreward_jax.llama.load import MODEL_FILE, Model, load_chat, load_model
 
-ROWS_PER_PART, SECONDS_PER_PART = 256, 2.0  # how often rows in the making go to disk
+# How often rows in the making go to disk, and to an object store, where each part is an upload.
+ROWS_PER_PART, SECONDS_PER_PART, SECONDS_PER_UPLOAD = 256, 2.0, 30.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,9 +74,10 @@ class Growing:
         self._journal, self._progress, self._interrupt = journal, progress, interrupt
         self._rows: list[Any] = []
         self._flushed = time.monotonic()
+        self._seconds = SECONDS_PER_PART if is_local(journal.path) else SECONDS_PER_UPLOAD
 
     def add(self, row: Any, tokens: int, note: str = "") -> None:
-        """Takes a row, which is on disk within a few seconds.
+        """Takes a row, which is on disk within a few seconds (half a minute on an object store).
 
         Args:
           tokens: what it cost.
@@ -85,7 +87,7 @@ class Growing:
         """
         self._rows.append(row)
         self._progress.advance(1, tokens, note)
-        if len(self._rows) >= ROWS_PER_PART or time.monotonic() - self._flushed > SECONDS_PER_PART:
+        if len(self._rows) >= ROWS_PER_PART or time.monotonic() - self._flushed > self._seconds:
             self.flush()
         self._interrupt.check()
 

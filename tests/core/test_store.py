@@ -235,8 +235,18 @@ def test_an_order_sorts_the_rows_of_all_parts_and_keeps_ties(folder):
     journal = Journal(folder / "rows.jsonl", INPUTS)
     journal.write(0, [{"k": 1, "at": 0}, {"k": 0, "at": 1}])
     journal.write(1, [{"k": 0, "at": 2}])
+    journal.append([{"k": 0, "at": 0}])
     journal.finish(order=lambda row: row["k"])
-    assert [row["at"] for row in read_jsonl(journal.path)] == [1, 2, 0]
+    assert [row["at"] for row in read_jsonl(journal.path)] == [1, 2, 0, 0]
+
+
+def test_appended_rows_make_the_next_part(folder):
+    journal = Journal(folder / "rows.jsonl", INPUTS)
+    journal.append(part(0))
+    Journal(folder / "rows.jsonl", INPUTS).append(part(1))  # as after a stop
+    assert journal.numbers() == [0, 1]
+    journal.finish()
+    assert read_jsonl(journal.path) == part(0) + part(1)
 
 
 def test_the_artefact_appears_with_finish_and_the_parts_go_with_discard(folder):

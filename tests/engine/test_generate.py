@@ -344,6 +344,7 @@ def bad(**change) -> SamplingSettings:
         (requests(3, 122), 1, SAMPLED, r"prompt r1: 122 prompt tokens and 7 new ones exceed .* context of 128"),
         ([], 1, SAMPLED, "prompt: none given"),
         (requests(3), 0, SAMPLED, "prompt: 0 samples asked for; at least 1"),
+        (requests(3) * 2, 1, SAMPLED, "prompt: the same id is given twice"),
         (requests(3, 0), 1, SAMPLED, "prompt r1: empty, not one token"),
         (requests(3), 1, bad(temperature=-0.1), "temperature is -0.1; it must be 0 or more"),
         (requests(3), 1, bad(top_p=0.0), "top_p is 0.0; it must be above 0"),

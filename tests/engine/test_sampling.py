@@ -123,6 +123,14 @@ def test_a_key_gives_the_same_token_in_any_row_of_any_batch():
     np.testing.assert_array_equal(apart, together[order])
 
 
+@pytest.mark.parametrize("rows", [1, 5, 17])
+def test_draws_that_are_repeated_for_a_few_rows_are_those_rows_own(rows):
+    """At a small top-p most draws are repeated, each row another number of times."""
+    together, _ = draw(LOGITS, KEYS, Law(1.5, 0.2))
+    apart, _ = draw(LOGITS[:rows], KEYS[:rows], Law(1.5, 0.2))
+    np.testing.assert_array_equal(apart, together[:rows])
+
+
 def test_other_keys_give_other_tokens():
     first, second = (draw(LOGITS, keys, LAW)[0] for keys in (KEYS, KEYS[::-1]))
     assert (first != second).any()

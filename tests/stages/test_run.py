@@ -14,6 +14,7 @@ from selfreward_jax import cli
 from selfreward_jax.core.rows import Pair
 from selfreward_jax.core.tokens import Chat
 from selfreward_jax.llama.load import load_chat, load_model
+from selfreward_jax.methods.judging import parse_score
 from tests import tiny
 
 pytestmark = pytest.mark.slow
@@ -407,6 +408,36 @@ def test_answers_cut_by_the_limit_make_pairs_if_they_are_kept(variant):
     pairs = rows(run, 2, "pairs")
     assert pairs
     assert all(len(p["chosen_token_ids"]) == len(p["rejected_token_ids"]) == 1 for p in pairs)
+
+
+def test_completed_judgements_all_have_the_score_that_their_text_ends_in(variant):
+    run = variant(judge__method="completion", loop__iterations=2)
+    judgements = rows(run, 2, "judgements")
+    assert len(judgements) == 3 * len(rows(run, 2, "responses"))
+    for j in judgements:
+        assert j["score"] == parse_score(j["text"]) == max(range(6), key=lambda n, j=j: j["score_probs"][n])
+        assert j["text"].splitlines()[-1] == f"Score: {j['score']:g}"
+    # The model was taught to write nothing but its score, so this is what it would have written by itself.
+    assert len({j["score"] for j in judgements}) > 1
+
+
+def test_expected_scores_need_no_sampling_and_tell_answers_apart(variant):
+    run = variant(judge__method="expected", judge__rationale=False, loop__iterations=2)
+    judgements, responses = rows(run, 2, "judgements"), rows(run, 2, "responses")
+    assert [j["response_id"] for j in judgements] == [r["id"] for r in responses]
+    for j in judgements:
+        assert j["score"] == pytest.approx(sum(n * p for n, p in enumerate(j["score_probs"])), abs=1e-3)
+        assert sum(j["score_probs"]) == pytest.approx(1, abs=1e-4) and j["stop_reason"] == "read"
+    texts = {r["id"]: r["text"] for r in responses}
+    assert len({j["score"] for j in judgements}) >= len(set(texts.values())) / 2
+    assert rows(run, 2, "pairs"), "one judgement an answer is enough where there can be no more"
+
+
+def test_expected_scores_after_reasons_are_made_for_every_sample(variant):
+    run = variant(judge__method="expected", loop__iterations=2)
+    judgements = rows(run, 2, "judgements")
+    assert len(judgements) == 3 * len(rows(run, 2, "responses"))
+    assert all(0 <= j["score"] <= 5 and len(j["score_probs"]) == 6 for j in judgements)
 
 
 def test_sft_on_positives_needs_neither_a_pair_nor_a_positive(variant, data):

