@@ -10,3 +10,14 @@ os.environ["XLA_FLAGS"] = " ".join(
         "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
     ]
 )
+
+import pytest
+
+
+@pytest.fixture(scope="module", autouse=True)
+def let_go_of_compiled_programs():
+    """Each holds memory maps, and a process may have only so many: with those of all modules it would die."""
+    yield
+    import jax
+
+    jax.clear_caches()
