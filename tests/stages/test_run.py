@@ -411,14 +411,13 @@ def test_answers_cut_by_the_limit_make_pairs_if_they_are_kept(variant):
 
 
 def test_completed_judgements_all_have_the_score_that_their_text_ends_in(variant):
-    run = variant(judge__method="completion", loop__iterations=2)
+    run = variant(judge__method="completion", loop__iterations=2, dpo__data="positives")
     judgements = rows(run, 2, "judgements")
     assert len(judgements) == 3 * len(rows(run, 2, "responses"))
     for j in judgements:
         assert j["score"] == parse_score(j["text"]) == max(range(6), key=lambda n, j=j: j["score_probs"][n])
         assert j["text"].splitlines()[-1] == f"Score: {j['score']:g}"
-    # The model was taught to write nothing but its score, so this is what it would have written by itself.
-    assert len({j["score"] for j in judgements}) > 1
+    assert len({tuple(j["score_probs"]) for j in judgements}) > 1
 
 
 def test_expected_scores_need_no_sampling_and_tell_answers_apart(variant):
@@ -434,7 +433,7 @@ def test_expected_scores_need_no_sampling_and_tell_answers_apart(variant):
 
 
 def test_expected_scores_after_reasons_are_made_for_every_sample(variant):
-    run = variant(judge__method="expected", loop__iterations=2)
+    run = variant(judge__method="expected", loop__iterations=2, dpo__data="positives")
     judgements = rows(run, 2, "judgements")
     assert len(judgements) == 3 * len(rows(run, 2, "responses"))
     assert all(0 <= j["score"] <= 5 and len(j["score_probs"]) == 6 for j in judgements)
