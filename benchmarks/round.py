@@ -12,12 +12,13 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from workers import Worker
 
 HERE = Path(__file__).parent
 PROMPTS = [
@@ -76,32 +77,6 @@ def our_rounds(model_path: str, slots: int) -> None:
             + engine.counters["gen/prefill_tokens_padding"],
         }
         print(json.dumps(result), file=channel, flush=True)
-
-
-class Worker:
-    """A side of the comparison in its own process."""
-
-    def __init__(self, words: list[str]):
-        env = os.environ | {"JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu"), "PYTHONPATH": str(HERE.parent)}
-        self.process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
-        self._read()
-
-    def _read(self) -> dict[str, Any]:
-        assert self.process.stdout
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(f"{self.process.args}: ended without an answer")
-        return json.loads(line)
-
-    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        assert self.process.stdin
-        print(json.dumps(request), file=self.process.stdin, flush=True)
-        return self._read()
-
-    def quit(self) -> None:
-        assert self.process.stdin
-        print(json.dumps({"do": "quit"}), file=self.process.stdin, flush=True)
-        self.process.wait()
 
 
 def best_batch(worker: Worker, request: dict[str, Any], batches: list[int]) -> int:

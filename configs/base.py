@@ -22,6 +22,13 @@ def get_config() -> ConfigDict:
     c.mesh.data = 1
     c.mesh.fsdp = -1
     c.mesh.tensor = 1
+    c.mesh.rules = ConfigDict()  # over which of them each logical axis is split, joined by +; "": whole on every device
+    c.mesh.rules.batch = "data+fsdp"  # rows
+    c.mesh.rules.embed = "fsdp"  # weights' width; gathered layer by layer
+    c.mesh.rules.heads = "tensor"
+    c.mesh.rules.kv_heads = "tensor"
+    c.mesh.rules.mlp = "tensor"
+    c.mesh.rules.vocab = "tensor"
 
     c.seeds = ConfigDict()  # "builtin", a JSONL file, or tfds:NAME/split
     c.seeds.ift = "builtin"  # instruction following: prompt, response (paper: 3,200 from Open Assistant)
@@ -120,7 +127,11 @@ def get_config() -> ConfigDict:
     c.training = ConfigDict()
     c.training.length_bucket = 128  # rows are padded to a multiple of this many tokens
     c.training.head_chunk = 512  # positions whose logits are in memory at a time
-    c.training.remat = True  # recompute layers in the backward pass
+    c.training.remat = "block"  # what the backward pass computes anew: "none"; "block": all of a layer, from its input;
+    # "dots": all but products with weights; "offload": as block, inputs kept in the host's memory
+    c.training.attention = "auto"  # "splash" (TPU), "cudnn" (NVIDIA, bfloat16), "blocks" (anywhere); auto: by device
+    c.training.pack = 0  # tokens of a row into which several texts are packed; 0: a row for each text
+    c.training.share_prompt = False  # DPO: a pair's prompt once, with both answers after it in the same row
 
     c.generation = ConfigDict()
     c.generation.slots = 64  # rows decoded at a time, on all devices together; fewer where the cache doesn't hold them

@@ -12,10 +12,13 @@ from ml_collections import ConfigDict, config_flags
 
 from selfreward_jax.configs import base
 from selfreward_jax.core.errors import UserError, did_you_mean
+from selfreward_jax.core.mesh import make_rules
 
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "model.dtype": ("float32", "bfloat16"),
     "model.param_dtype": ("float32", "bfloat16"),
+    "training.remat": ("none", "block", "dots", "offload"),
+    "training.attention": ("auto", "blocks", "cudnn", "splash"),
     "prompts.generator": ("base", "current"),
     "judge.method": ("sampled", "completion", "expected"),
     "generation.cache_dtype": ("", "float32", "bfloat16"),
@@ -61,6 +64,7 @@ BOUNDS: Mapping[str, tuple[float | None, float | None]] = {
     "dpo.beta": (1e-9, None),
     "dpo.label_smoothing": (0, 0.5),
     "training.length_bucket": (1, None),
+    "training.pack": (0, None),
     "training.head_chunk": (1, None),
     **{f"{s}.top_k": (0, None) for s in ("prompts", "respond", "judge")},
     **{f"{s}.min_p": (0, 1) for s in ("prompts", "respond", "judge")},
@@ -120,6 +124,13 @@ def check(config: ConfigDict) -> None:
         micro, batch = given[f"{stage}.micro_batch_size"], given[f"{stage}.batch_size"]
         if micro and batch % micro:
             raise UserError(f"config.{stage}.micro_batch_size: {micro} must divide batch_size {batch}.")
+    make_rules(config.mesh.rules.to_dict())
+    for stage in ("sft", "dpo"):
+        if 0 < given["training.pack"] < given[f"{stage}.max_length"]:
+            raise UserError(
+                f"config.training.pack: rows of {given['training.pack']} can't hold {stage}.max_length"
+                f" {given[f'{stage}.max_length']} tokens; raise one or lower the other."
+            )
     for name in ("prompts.keywords", "respond.stop"):
         if not all(isinstance(word, str) and word for word in given[name]):
             raise UserError(f"config.{name}: {given[name]!r} must hold text only, and none that is empty.")

@@ -10,15 +10,42 @@ from selfreward_jax.core.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
 
-# Which mesh axis each logical axis is split over; the rest are whole on every device.
-RULES: Mapping[str, str | tuple[str, ...] | None] = {
-    "batch": ("data", "fsdp"),
-    "embed": "fsdp",
-    "heads": "tensor",
-    "kv_heads": "tensor",
-    "mlp": "tensor",
-    "vocab": "tensor",
-}
+Rules = tuple[tuple[str, tuple[str, ...]], ...]  # hashable, so that they can be static under jit
+
+# Which mesh axes each logical axis is split over; the rest are whole on every device.
+RULES: Rules = (
+    ("batch", ("data", "fsdp")),
+    ("embed", ("fsdp",)),
+    ("heads", ("tensor",)),
+    ("kv_heads", ("tensor",)),
+    ("mlp", ("tensor",)),
+    ("vocab", ("tensor",)),
+)
+LOGICAL_AXES = (*dict(RULES), "layers", "head_dim", "norm")
+
+
+def make_rules(given: Mapping[str, str]) -> Rules:
+    """The rules with some of them replaced.
+
+    Args:
+      given: mesh axes for logical axes, several joined by `+`, as `{"embed": "data+fsdp"}`; "" for none.
+
+    Raises:
+      UserError: an axis that there is none of, or that the mesh lacks.
+    """
+    rules = dict(RULES)
+    for logical, axes in given.items():
+        named = tuple(a for a in axes.split("+") if a)
+        if logical not in LOGICAL_AXES:
+            raise UserError(f"config.mesh.rules.{logical}: no such logical axis; there are {', '.join(LOGICAL_AXES)}.")
+        wrong = next((a for a in named if a not in AXES), None)
+        if wrong or len(set(named)) < len(named):
+            raise UserError(
+                f"config.mesh.rules.{logical}: {axes!r} names {wrong or 'an axis twice'}; give axes of the mesh"
+                f" ({', '.join(AXES)}) joined by +, or nothing."
+            )
+        rules[logical] = named
+    return tuple(rules.items())
 
 
 def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
@@ -41,43 +68,56 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:count])
 
 
-def partition(axes: tuple[str, ...], shape: tuple[int, ...], mesh: Mesh | AbstractMesh, name: str) -> NamedSharding:
+def partition(
+    axes: tuple[str, ...], shape: tuple[int, ...], mesh: Mesh | AbstractMesh, name: str, rules: Rules = RULES
+) -> NamedSharding:
     """The sharding of an array whose axes have these logical names.
 
     Raises:
-      UserError: a split axis isn't divisible by its mesh axis.
+      UserError: a split axis isn't divisible by its mesh axes, or two axes are split over the same.
     """
-    spec = []
+    table, spec, used = dict(rules), [], set()
     for axis, size in zip(axes, shape, strict=True):
-        rule = RULES.get(axis)
-        ways = math.prod(mesh.shape[r] for r in ((rule,) if isinstance(rule, str) else rule or ()))
+        rule = tuple(a for a in table.get(axis, ()) if mesh.shape[a] > 1)
+        ways = math.prod(mesh.shape[a] for a in rule)
         if size % ways:
             raise UserError(
-                f"config.mesh: {name} has {size} {axis}, which {ways} devices of mesh axis {rule} can't split evenly;"
-                f" choose a size that divides {size}."
+                f"config.mesh: {name} has {size} {axis}, which {ways} devices of mesh axis {'+'.join(rule)} can't split"
+                f" evenly; choose a size that divides {size}."
             )
-        spec.append(rule if ways > 1 else None)
+        if used & set(rule):
+            raise UserError(
+                f"config.mesh.rules.{axis}: {name} would be split twice over {'+'.join(used & set(rule))}; give its"
+                f" axes ({', '.join(axes)}) different ones."
+            )
+        used |= set(rule)
+        spec.append(rule or None)
     return NamedSharding(mesh, PartitionSpec(*spec))
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows split over all data-parallel devices."""
-    return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
+def batch_ways(mesh: Mesh | AbstractMesh, rules: Rules = RULES) -> int:
+    """Into how many parts the rows of a batch are split."""
+    return math.prod(mesh.shape[a] for a in dict(rules)["batch"])
 
 
-def put_rows(tree, mesh: Mesh):
+def put_rows(tree, mesh: Mesh, rules: Rules = RULES):
     """Arrays split over the data-parallel devices by rows, or whole on each where the rows don't divide."""
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    ways, split = batch_ways(mesh, rules), NamedSharding(mesh, PartitionSpec(dict(rules)["batch"]))
     whole = replicated(mesh)
-    return jax.tree.map(lambda x: jax.device_put(x, batch_sharding(mesh) if x.shape[0] % ways == 0 else whole), tree)
+    return jax.tree.map(lambda x: jax.device_put(x, split if x.shape[0] % ways == 0 else whole), tree)
 
 
-def constrain_rows(x: jax.Array) -> jax.Array:
-    """Keeps activations split by rows at layer borders, under `jax.set_mesh`; elsewhere does nothing."""
+def constrain(x: jax.Array, axes: tuple[str | None, ...], rules: Rules = RULES) -> jax.Array:
+    """Keeps an activation split by its logical axes, under `jax.set_mesh` with the training mesh; elsewhere nothing."""
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1 or x.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]):
+    if mesh.empty or mesh.size == 1 or mesh.axis_names != AXES:
         return x
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(RULES["batch"]))
+    table = dict(rules)
+    spec = []
+    for axis, size in zip(axes, x.shape, strict=True):
+        rule = table.get(axis or "", ())
+        spec.append(rule if rule and size % math.prod(mesh.shape[a] for a in rule) == 0 else None)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
 
 
 def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:

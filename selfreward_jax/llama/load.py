@@ -18,7 +18,7 @@ from jax.sharding import AbstractMesh, Mesh
 
 from selfreward_jax.core.checkpoints import Checkpoints
 from selfreward_jax.core.errors import UserError
-from selfreward_jax.core.mesh import make_mesh, partition
+from selfreward_jax.core.mesh import RULES, Rules, make_mesh, partition
 from selfreward_jax.core.store import write_atomic
 from selfreward_jax.core.tokens import Chat
 from selfreward_jax.llama import gguf, hf
@@ -36,6 +36,7 @@ class Model:
     Attributes:
       name: where the model came from, for people.
       dtype: of the computation, a name such as "bfloat16".
+      rules: how weights and activations lie on the mesh in training.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Model:
     chat: Chat
     mesh: Mesh
     dtype: str
+    rules: Rules = RULES
 
     @functools.cached_property
     def hash(self) -> str:
@@ -56,19 +58,20 @@ class Model:
         return self.config.max_position_embeddings
 
 
-def shardings(config: LlamaConfig, mesh: Mesh | AbstractMesh):
+def shardings(config: LlamaConfig, mesh: Mesh | AbstractMesh, rules: Rules = RULES):
     """A `NamedSharding` for every parameter, from the one table of parameters and the rules of the mesh."""
     return map_specs(
-        lambda spec: partition(full_axes(spec), full_shape(config, spec), mesh, spec.hf_name), param_specs(config)
+        lambda spec: partition(full_axes(spec), full_shape(config, spec), mesh, spec.hf_name, rules),
+        param_specs(config),
     )
 
 
-def abstract_params(config: LlamaConfig, mesh: Mesh, dtype) -> Params:
+def abstract_params(config: LlamaConfig, mesh: Mesh, dtype, rules: Rules = RULES) -> Params:
     """Shapes, dtypes and shardings of the parameters, without the parameters."""
     return jax.tree.map(
         lambda spec, sharding: jax.ShapeDtypeStruct(full_shape(config, spec), dtype, sharding=sharding),
         param_specs(config),
-        shardings(config, mesh),
+        shardings(config, mesh, rules),
         is_leaf=lambda x: hasattr(x, "hf_name"),
     )
 
@@ -179,6 +182,7 @@ def load_model(
     param_dtype: str = "float32",
     chat_template: str = "",
     chat: tuple[LlamaConfig, Chat] | None = None,
+    rules: Rules = RULES,
 ) -> Model:
     """Loads a model onto a mesh (by default one device).
 
@@ -188,6 +192,7 @@ def load_model(
       param_dtype: of the weights in memory.
       chat_template: "" for the tokenizer's own, "plain", or a Jinja file.
       chat: what `load_chat` gave for the same path, so that it needn't be read again.
+      rules: how the weights lie on the mesh.
 
     Raises:
       UserError: nothing usable at `path`, saying what is wrong and how to mend it.
@@ -195,18 +200,18 @@ def load_model(
     mesh = mesh or make_mesh()
     location = locate(path)
     config, tokens = chat or load_chat(path, chat_template)
-    layout = {"dtype": jnp.dtype(param_dtype), "shardings": shardings(config, mesh)}
+    layout = {"dtype": jnp.dtype(param_dtype), "shardings": shardings(config, mesh, rules)}
     if not location.is_dir():
         params = gguf.load_params(location, config, **layout)
     elif (location / MODEL_FILE).exists():
         step = _checkpoint(location / MODEL_FILE)
         checkpoints = Checkpoints(location / "checkpoints")
-        target = {"params": abstract_params(config, mesh, jnp.dtype(param_dtype))}
+        target = {"params": abstract_params(config, mesh, jnp.dtype(param_dtype), rules)}
         params = checkpoints.restore(step, target)["params"]
         checkpoints.close()
     else:
         params = hf.load_params(location, config, **layout)
-    return Model(path, config, params, tokens, mesh, dtype)
+    return Model(path, config, params, tokens, mesh, dtype, rules)
 
 
 def save_model_files(folder: epath.Path, model: Model, facts: dict) -> None:

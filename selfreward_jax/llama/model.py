@@ -1,20 +1,27 @@
 """The Llama forward pass: pure functions over one parameter pytree, layers stacked and scanned.
 
 Rows are right-padded. Attention is causal, so padding after a row's end can't reach the tokens before it, and no
-mask is ever inferred from token ids.
+mask is ever inferred from token ids. Several texts may share a row, each a segment of its own.
 
 Shape letters: B rows, T tokens, S keys, D embed, H heads, K kv heads, G = H // K, E head size, F mlp, V vocabulary,
 L layers.
 """
 
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
+from selfreward_jax.core.mesh import RULES, Rules, constrain
+from selfreward_jax.llama.attention import Segments, attention
 from selfreward_jax.llama.config import LlamaConfig
 from selfreward_jax.llama.params import Params
+
+# What the backward pass recomputes of each layer: nothing; everything from its input; everything but the products
+# with weights; everything, from an input that waits in the host's memory.
+REMAT = ("none", "block", "dots", "offload")
+ACTIVATION = ("batch", None, None)
 
 
 def rms_norm(x_BTD: jax.Array, weight_D: jax.Array, eps: float) -> jax.Array:
@@ -56,17 +63,6 @@ def apply_rope(x_BTHE: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Arra
     first, second = jnp.split(x_BTHE.astype(jnp.float32), 2, axis=-1)
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return rotated.astype(x_BTHE.dtype)
-
-
-def attention(q_BTHE: jax.Array, k_BSKE: jax.Array, v_BSKE: jax.Array, mask_BTS: jax.Array) -> jax.Array:
-    """Grouped-query attention without repeating keys or values; softmax in float32. Returns [B, T, H, E]."""
-    B, T, H, E = q_BTHE.shape
-    K = k_BSKE.shape[2]
-    q = q_BTHE.reshape(B, T, K, H // K, E)
-    scores = jnp.einsum("btkge,bske->bkgts", q, k_BSKE, preferred_element_type=jnp.float32) / math.sqrt(E)
-    scores = jnp.where(mask_BTS[:, None, None], scores, -jnp.inf)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v_BSKE.dtype)
-    return jnp.einsum("bkgts,bske->btkge", weights, v_BSKE).reshape(B, T, H, E)
 
 
 def project_qkv(config: LlamaConfig, layer: Params, x_BTD: jax.Array, rope) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -116,41 +112,70 @@ def logits(config: LlamaConfig, params: Params, x_D: jax.Array) -> jax.Array:
     return jnp.einsum("...d,dv->...v", x_D, params["head"].astype(x_D.dtype), preferred_element_type=jnp.float32)
 
 
+def rematerialised(block, how: str):
+    """A scanned layer whose backward pass computes anew what `how` doesn't keep; see REMAT."""
+    if how == "none":
+        return block
+    policies = jax.checkpoint_policies
+    policy = {
+        "block": policies.nothing_saveable,
+        "dots": policies.dots_with_no_batch_dims_saveable,
+        "offload": policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=["layer_input"],
+            offload_src="device",
+            offload_dst="pinned_host",
+        ),
+    }[how]
+    # The loop over layers already keeps the two passes apart.
+    return jax.checkpoint(block, policy=policy, prevent_cse=False)
+
+
 def hidden_states(
     config: LlamaConfig,
     params: Params,
     tokens_BT: jax.Array,
     *,
+    positions_BT: jax.Array | None = None,
+    segments: Segments | None = None,
     dtype=jnp.float32,
-    remat: bool = False,
+    remat: str = "none",
+    attention_backend: str = "auto",
+    rules: Rules = RULES,
     dropout_rate: float = 0.0,
     dropout_key: jax.Array | None = None,
-    constrain: Callable[[jax.Array], jax.Array] = lambda x: x,
 ) -> jax.Array:
-    """Hidden states after the final norm, [B, T, D], for right-padded rows that start at position 0.
+    """Hidden states after the final norm, [B, T, D], for right-padded rows.
 
     Args:
       tokens_BT: token ids; whatever stands after a row's end has no influence on what stands before it.
+      positions_BT: place of each token in its text; None where each row is one text.
+      segments: which tokens belong together; None where each row is one text.
       dtype: of the computation; parameters are cast as they are used.
-      remat: recompute each layer's inside in the backward pass instead of keeping it.
+      remat: what the backward pass recomputes instead of keeping, one of REMAT.
+      attention_backend: see `llama.attention`.
+      rules: how activations lie on the training mesh.
       dropout_rate: probability of zeroing each element of a layer's two residual branches.
       dropout_key: None turns dropout off.
-      constrain: applied to activations at layer borders (a sharding constraint on a mesh).
     """
-    B, T = tokens_BT.shape
-    rope = rope_tables(config, jnp.arange(T)[None])
-    causal = jnp.broadcast_to(jnp.tril(jnp.ones((T, T), bool)), (B, T, T))
+    if positions_BT is None:
+        positions_BT = jnp.arange(tokens_BT.shape[1])[None]
+    rope = rope_tables(config, positions_BT)
 
     def block(x, layer_and_index):
         layer, index = layer_and_index
+        x = checkpoint_name(x, "layer_input")
         keys = (None, None) if dropout_key is None else jax.random.split(jax.random.fold_in(dropout_key, index))
         q, k, v = project_qkv(config, layer, x, rope)
-        x = x + dropout(project_out(config, layer, attention(q, k, v, causal)), dropout_rate, keys[0])
-        x = constrain(x + dropout(mlp(config, layer, x), dropout_rate, keys[1]))
+        out = attention(q, k, v, segments, backend=attention_backend, rules=rules)
+        x = x + dropout(project_out(config, layer, out), dropout_rate, keys[0])
+        x = constrain(x + dropout(mlp(config, layer, x), dropout_rate, keys[1]), ACTIVATION, rules)
         return x, None
 
-    x = constrain(embed(params, tokens_BT, dtype))
-    body = jax.checkpoint(block) if remat else block
+    # Rows may be split over the same devices as the embedding's width, and a lookup can't have both.
+    table = {"embed": constrain(params["embed"], ("vocab", None), rules)}
+    x = constrain(embed(table, tokens_BT, dtype), ACTIVATION, rules)
+    body = rematerialised(block, remat)
     x, _ = jax.lax.scan(body, x, (params["layers"], jnp.arange(config.num_layers)))
     return rms_norm(x, params["norm"], config.rms_norm_eps)
 

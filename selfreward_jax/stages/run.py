@@ -18,7 +18,7 @@ from selfreward_jax.core import hosts
 from selfreward_jax.core.config import differences, to_dict
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.interrupt import Interrupt
-from selfreward_jax.core.mesh import make_mesh
+from selfreward_jax.core.mesh import make_mesh, make_rules
 from selfreward_jax.core.metrics import Board
 from selfreward_jax.core.progress import Meter, meter, say
 from selfreward_jax.core.rows import Row, read_jsonl, to_line
@@ -118,7 +118,8 @@ class Run:
         hosts.wait("the run is claimed")
         self.manifest = Manifest(self.root)
         self.record("config.json", {}, seed=config.seed, versions=versions())
-        self.mesh = make_mesh(**self.config.mesh)
+        c = self.config.mesh
+        self.mesh, self.rules = make_mesh(c.data, c.fsdp, c.tensor), make_rules(c.rules.to_dict())
         self._loaded: tuple[str, Model] | None = None
         self._engine: tuple[str, Engine] | None = None
 
@@ -155,7 +156,9 @@ class Run:
 
     def _load_base(self) -> Model:
         c = self.config.model
-        model = load_model(c.path, mesh=self.mesh, dtype=c.dtype, param_dtype=c.param_dtype, chat=self._chat)
+        model = load_model(
+            c.path, mesh=self.mesh, rules=self.rules, dtype=c.dtype, param_dtype=c.param_dtype, chat=self._chat
+        )
         self._loaded = ("m0", model)
         return model
 
@@ -186,6 +189,7 @@ class Run:
         model = load_model(
             str(self.root / ref.name),
             mesh=self.mesh,
+            rules=self.rules,
             dtype=c.dtype,
             param_dtype=c.param_dtype,
             chat=self._chat,

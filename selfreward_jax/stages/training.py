@@ -28,7 +28,9 @@ def train_settings(run: Run, section, rows: int) -> TrainSettings:
             adam_eps=section.adam_eps,
             clip_norm=section.clip_norm,
         ),
-        forward=ForwardSettings(c.model.dtype, c.training.head_chunk, c.training.remat, section.dropout),
+        forward=ForwardSettings(
+            c.model.dtype, c.training.head_chunk, c.training.remat, section.dropout, c.training.attention, run.rules
+        ),
         batch_size=section.batch_size,
         micro_batch_size=section.micro_batch_size,
         length_bucket=c.training.length_bucket,

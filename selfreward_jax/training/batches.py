@@ -12,6 +12,8 @@ import jax
 import numpy as np
 from flax import struct
 
+from selfreward_jax.llama.attention import Segments
+
 
 @dataclasses.dataclass(frozen=True)
 class Example:
@@ -44,21 +46,45 @@ class TrainRow:
         return max(len(e) for e in self.examples)
 
 
-@struct.dataclass
-class Batch:
-    """Right-padded rows.
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """What stands together in a row: a prompt and one response, or several that don't see each other.
 
     Attributes:
-      tokens: prompt and response, int32 [B, T].
-      targets: the response alone, int32 [B, W].
-      prompt_lengths: tokens before the response, int32 [B].
-      response_lengths: tokens of the response, int32 [B]; 0 in rows that only fill the batch up.
+      owners: of each response, the example whose log-probability it is.
+    """
+
+    prompt_ids: tuple[int, ...]
+    responses: tuple[tuple[int, ...], ...]
+    owners: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.prompt_ids) + sum(map(len, self.responses))
+
+
+@struct.dataclass
+class Batch:
+    """Right-padded rows, and the places in them whose next token is scored.
+
+    Attributes:
+      tokens: int32 [B, T].
+      sources: the position before each target, int32 [B, W].
+      targets: tokens of responses, int32 [B, W].
+      real: whether there is a target, bool [B, W].
+      lengths: response tokens of each example, int32 [N]; 0 for one that only fills the batch up.
+      owners: the example that each target belongs to, int32 [B, W]; None where row b is example b.
+      positions: of each token in its text, int32 [B, T]; None where each row is one text.
+      segments: the same.
     """
 
     tokens: jax.Array
+    sources: jax.Array
     targets: jax.Array
-    prompt_lengths: jax.Array
-    response_lengths: jax.Array
+    real: jax.Array
+    lengths: jax.Array
+    owners: jax.Array | None = None
+    positions: jax.Array | None = None
+    segments: Segments | None = None
 
 
 def round_up(size: int, multiple: int) -> int:
@@ -66,18 +92,50 @@ def round_up(size: int, multiple: int) -> int:
 
 
 def make_batch(examples: Sequence[Example | None], *, rows: int, bucket: int) -> Batch:
-    """Pads rows to a common length that is a multiple of `bucket`, and their number to `rows`; None is an empty row."""
-    T = round_up(max(len(e) for e in examples if e), bucket)
-    W = round_up(max(len(e.response_ids) for e in examples if e), bucket)
-    tokens, targets = np.zeros((rows, T), np.int32), np.zeros((rows, W), np.int32)
-    prompt_lengths, response_lengths = np.ones(rows, np.int32), np.zeros(rows, np.int32)
-    for row, example in enumerate(examples):
-        if example is None:
-            continue
-        tokens[row, : len(example)] = example.prompt_ids + example.response_ids
-        targets[row, : len(example.response_ids)] = example.response_ids
-        prompt_lengths[row], response_lengths[row] = len(example.prompt_ids), len(example.response_ids)
-    return Batch(tokens, targets, prompt_lengths, response_lengths)  # type: ignore[arg-type]
+    """A row for each example, filled up to a length that is a multiple of `bucket`, and to `rows`; None is empty."""
+    texts = [[] if e is None else [Text(e.prompt_ids, (e.response_ids,), (n,))] for n, e in enumerate(examples)]
+    return lay_rows([*texts, *([[]] * (rows - len(texts)))], rows, bucket=bucket)
+
+
+def lay_rows(rows: Sequence[Sequence[Text]], examples: int, *, bucket: int, parents: bool = False) -> Batch:
+    """Texts one after another in each row.
+
+    Args:
+      rows: the texts of each row.
+      examples: how many there are (N), fillers among them.
+      bucket: rows are padded to a multiple of so many tokens, and so are their targets.
+      parents: whether a text may have several responses.
+    """
+    T = round_up(max(1, *(sum(map(len, texts)) for texts in rows), 1), bucket)
+    W = round_up(max(1, *(sum(len(r) for t in texts for r in t.responses) for texts in rows), 1), bucket)
+    B = len(rows)
+    tokens, positions = np.zeros((B, T), np.int32), np.zeros((B, T), np.int32)
+    ids, of_prompt = np.zeros((B, T), np.int32), np.zeros((B, T), np.int32)
+    sources, targets, owners = (np.zeros((B, W), np.int32) for _ in range(3))
+    real, lengths = np.zeros((B, W), bool), np.zeros(examples, np.int32)
+    for b, texts in enumerate(rows):
+        at, scored, segment = 0, 0, 0
+        for text in texts:
+            start, size = at, len(text.prompt_ids)
+            tokens[b, at : at + size], positions[b, at : at + size] = text.prompt_ids, np.arange(size)
+            segment += 1
+            ids[b, at : at + size] = of_prompt[b, at : at + size] = own = segment
+            at += size
+            for response, owner in zip(text.responses, text.owners, strict=True):
+                n = len(response)
+                tokens[b, at : at + n], positions[b, at : at + n] = response, size + np.arange(n)
+                segment += parents
+                ids[b, at : at + n], of_prompt[b, at : at + n] = segment, own
+                targets[b, scored : scored + n] = response
+                # The token at position i is predicted by the hidden state before it: the prompt's last, at first.
+                sources[b, scored : scored + n] = [start + size - 1, *range(at, at + n - 1)]
+                owners[b, scored : scored + n], real[b, scored : scored + n], lengths[owner] = owner, True, n
+                at, scored = at + n, scored + n
+    arrays = [tokens, sources, targets, real, lengths]
+    alone = examples == B and not parents and all(len(t) <= 1 for t in rows)
+    if not (alone and all(t.owners == (b,) for b, texts in enumerate(rows) for t in texts)):
+        arrays += [owners, positions, Segments(ids, of_prompt if parents else None)]  # type: ignore[arg-type]
+    return Batch(*arrays)  # type: ignore[arg-type]
 
 
 def steps_per_epoch(rows: int, batch_size: int) -> int:

@@ -1,10 +1,9 @@
 """Log-probabilities of responses, with the vocabulary's logits in memory for only a few positions at a time."""
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 
+from selfreward_jax.core.mesh import RULES, Rules, constrain
 from selfreward_jax.llama import model as llama
 from selfreward_jax.llama.config import LlamaConfig
 from selfreward_jax.llama.params import Params
@@ -44,28 +43,34 @@ def response_logps(
     *,
     dtype,
     head_chunk: int,
-    remat: bool = False,
+    remat: str = "none",
+    attention_backend: str = "auto",
+    rules: Rules = RULES,
     dropout_rate: float = 0.0,
     dropout_key: jax.Array | None = None,
-    constrain: Callable[[jax.Array], jax.Array] = lambda x: x,
 ) -> jax.Array:
-    """Summed log-probability of each row's response given its prompt, float32 [B], in nats.
+    """Summed log-probability of each example's response given its prompt, float32 [N], in nats.
 
-    Prompt positions never reach the head, and padding is left out by length, so neither has any influence.
+    Prompt positions never reach the head, and padding is left out by its place, so neither has any influence.
     """
     hidden_BTD = llama.hidden_states(
         config,
         params,
         batch.tokens,
+        positions_BT=batch.positions,
+        segments=batch.segments,
         dtype=dtype,
         remat=remat,
+        attention_backend=attention_backend,
+        rules=rules,
         dropout_rate=dropout_rate,
         dropout_key=dropout_key,
-        constrain=constrain,
     )
-    offsets_W = jnp.arange(batch.targets.shape[1])
-    # The token at position i is predicted by the hidden state at i - 1.
-    sources_BW = jnp.minimum(batch.prompt_lengths[:, None] - 1 + offsets_W, batch.tokens.shape[1] - 1)
-    hidden_BWD = jnp.take_along_axis(hidden_BTD, sources_BW[..., None], axis=1)
-    logps_BW = token_logps(config, params, hidden_BWD, batch.targets, head_chunk)
-    return jnp.where(offsets_W < batch.response_lengths[:, None], logps_BW, 0.0).sum(axis=-1)
+    hidden_BWD = jnp.take_along_axis(hidden_BTD, batch.sources[..., None], axis=1)
+    # The head is gathered once, not for every chunk.
+    name, axes = ("embed", ("vocab", None)) if config.tie_word_embeddings else ("head", (None, "vocab"))
+    head = {name: constrain(params[name], axes, rules)}
+    logps_BW = jnp.where(batch.real, token_logps(config, head, hidden_BWD, batch.targets, head_chunk), 0.0)
+    if batch.owners is None:
+        return logps_BW.sum(axis=-1)
+    return jax.ops.segment_sum(logps_BW.reshape(-1), batch.owners.reshape(-1), batch.lengths.shape[0])

@@ -15,7 +15,7 @@ import optax
 from flax import struct
 from jax.sharding import NamedSharding
 
-from selfreward_jax.core.mesh import constrain_rows, replicated
+from selfreward_jax.core.mesh import RULES, Rules, replicated
 from selfreward_jax.llama.config import LlamaConfig
 from selfreward_jax.llama.load import shardings
 from selfreward_jax.llama.params import Params
@@ -36,12 +36,14 @@ class TrainState:
 
 @dataclasses.dataclass(frozen=True)
 class ForwardSettings:
-    """How log-probabilities are computed; static under jit."""
+    """How log-probabilities are computed; static under jit. See `llama.model.hidden_states`."""
 
     dtype: str
     head_chunk: int
-    remat: bool
+    remat: str
     dropout: float
+    attention: str = "auto"
+    rules: Rules = RULES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +69,7 @@ class DPO:
         assert reference is not None
         chosen, rejected = jnp.split(logps_B, 2)
         loss, metrics = dpo_loss(PairLogps(chosen, rejected), reference, self.beta, self.label_smoothing)
-        real = jnp.split(batch.response_lengths, 2)[0] > 0
+        real = jnp.split(batch.lengths, 2)[0] > 0
         sums = {name: jnp.where(real, value, 0.0).sum() for name, value in metrics.items()}
         return jnp.where(real, loss, 0.0).sum(), sums
 
@@ -106,22 +108,23 @@ def gradients(
             dtype=jnp.dtype(settings.dtype),
             head_chunk=settings.head_chunk,
             remat=settings.remat,
+            attention_backend=settings.attention,
+            rules=settings.rules,
             dropout_rate=settings.dropout,
             dropout_key=key if settings.dropout > 0 else None,
-            constrain=constrain_rows,
         )
         total, sums = objective.losses(logps_B, batch, reference)
         loss = total / count
         return loss, {"loss": loss, **sums}
 
     grads, sums = jax.grad(loss_fn, has_aux=True)(params)
-    return constrain_params(config, grads), sums
+    return constrain_params(config, grads, settings.rules), sums
 
 
-def constrain_params(config: LlamaConfig, tree: Params) -> Params:
+def constrain_params(config: LlamaConfig, tree: Params, rules: Rules = RULES) -> Params:
     """Lays a tree out like the weights under `jax.set_mesh`: left alone, the compiler keeps gradients whole."""
     mesh = jax.sharding.get_abstract_mesh()
-    return tree if mesh.empty else jax.lax.with_sharding_constraint(tree, shardings(config, mesh))
+    return tree if mesh.empty else jax.lax.with_sharding_constraint(tree, shardings(config, mesh, rules))
 
 
 @functools.partial(jax.jit, donate_argnums=0)

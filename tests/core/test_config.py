@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from selfreward_jax.configs import base
 from selfreward_jax.core.config import BOUNDS, CHOICES, check, differences, leaves, load_config, to_dict
 from selfreward_jax.core.errors import UserError
+from selfreward_jax.core.mesh import RULES
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = sorted(path for path in CONFIGS.glob("*.py") if path.name != "__init__.py")
@@ -15,7 +16,15 @@ BASE = str(CONFIGS / "base.py")
 FIELDS = dict(leaves(base.get_config()))
 NUMBERS = {name: value for name, value in FIELDS.items() if type(value) in (int, float)}
 # Paths and names that only their reader can judge.
-FREE_TEXT = {"model.path", "model.chat_template", "seeds.ift", "seeds.eft", "prompts.source", "judge.template"}
+FREE_TEXT = {
+    *(f"mesh.rules.{axis}" for axis in dict(RULES)),
+    "model.path",
+    "model.chat_template",
+    "seeds.ift",
+    "seeds.eft",
+    "prompts.source",
+    "judge.template",
+}
 
 
 def changed(name: str, value) -> ConfigDict:

@@ -1,10 +1,12 @@
 """Scoring gives the log-probability of the response alone, whatever rows it is batched with."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from selfreward_jax.engine.score import plan_batches, score, score_batch, score_examples
-from selfreward_jax.training.batches import Batch, Example, make_batch
+from selfreward_jax.training.batches import Example, make_batch
 from tests.engine.small_llama import GQA, naive_logp, small_model
 
 RNG = np.random.default_rng(0)
@@ -47,12 +49,11 @@ def test_eight_devices_score_what_one_scores(model):
 
 def test_what_stands_after_a_rows_end_changes_no_bit(model):
     b = make_batch(EXAMPLES[:3], rows=4, bucket=16)
-    ends, garbage = b.prompt_lengths + b.response_lengths, RNG.integers(0, GQA.vocab_size, (2, 4, 16))
-    poisoned = Batch(
-        np.where(np.arange(16) < ends[:, None], b.tokens, garbage[0]),
-        np.where(np.arange(16) < b.response_lengths[:, None], b.targets, garbage[1]),
-        b.prompt_lengths,
-        b.response_lengths,
+    ends, garbage = np.array([*map(len, EXAMPLES[:3]), 0])[:, None], RNG.integers(0, GQA.vocab_size, (2, 4, 32))
+    poisoned = dataclasses.replace(
+        b,
+        tokens=np.where(np.arange(b.tokens.shape[1]) < ends, b.tokens, garbage[0, :, : b.tokens.shape[1]]),
+        targets=np.where(b.real, b.targets, garbage[1, :, : b.targets.shape[1]]),
     )
     assert (poisoned.tokens != b.tokens).any() and (poisoned.targets != b.targets).any()
     clean, found = (score(GQA, model.params, x, dtype=np.dtype("float32"), head_chunk=8) for x in (b, poisoned))

@@ -30,8 +30,10 @@ def test_a_batch_holds_prompt_and_response_and_the_lengths_of_both():
     batch = make_batch([Example((1, 2, 3), (4, 5)), None, Example((0,), (0, 0, 0))], rows=4, bucket=4)
     np.testing.assert_array_equal(batch.tokens, [[1, 2, 3, 4, 5, 0, 0, 0], *[[0] * 8] * 3])
     np.testing.assert_array_equal(batch.targets, [[4, 5, 0, 0], *[[0] * 4] * 3])
-    np.testing.assert_array_equal(batch.response_lengths, [2, 0, 3, 0])
-    np.testing.assert_array_equal(batch.prompt_lengths[[0, 2]], [3, 1])
+    np.testing.assert_array_equal(batch.lengths, [2, 0, 3, 0])
+    np.testing.assert_array_equal(batch.real.sum(axis=1), [2, 0, 3, 0])
+    np.testing.assert_array_equal(batch.sources[[0, 2]], [[2, 3, 0, 0], [0, 1, 2, 0]])
+    assert batch.segments is None
 
 
 @pytest.mark.parametrize(("prompt", "response"), [((), (1,)), ((1,), ())])

@@ -15,7 +15,7 @@ from selfreward_jax.training.optimizer import OptimizerSettings
 from selfreward_jax.training.step import DPO, SFT, ForwardSettings, add, gradients, init_state, update
 from tests.engine.small_llama import GQA, VARIANTS, log_softmax, naive_logp, random_params, small_model
 
-FORWARD = ForwardSettings(dtype="float32", head_chunk=32, remat=True, dropout=0.0)
+FORWARD = ForwardSettings(dtype="float32", head_chunk=32, remat="block", dropout=0.0)
 BUCKET = 16
 BETA, SMOOTHING = 0.3, 0.1
 

@@ -1,11 +1,13 @@
 """A response's log-probability: the naive one, in any chunks, untouched by padding and by what a prompt predicts."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from selfreward_jax.training.batches import Batch, Example, make_batch
+from selfreward_jax.training.batches import Example, make_batch
 from selfreward_jax.training.logps import response_logps
 from tests.engine.small_llama import GQA, VARIANTS, naive_logp, random_params
 
@@ -53,13 +55,13 @@ def test_the_chunks_of_the_head_change_nothing(chunk):
 
 
 def test_ids_beyond_the_lengths_change_no_bit_of_loss_and_gradients():
-    garbage = np.random.default_rng(1).integers(0, GQA.vocab_size, (2, 5, 16))
-    ends = BATCH.prompt_lengths + BATCH.response_lengths
-    poisoned = Batch(
-        np.where(np.arange(16) < ends[:, None], BATCH.tokens, garbage[0]).astype(np.int32),
-        np.where(np.arange(16) < BATCH.response_lengths[:, None], BATCH.targets, garbage[1]).astype(np.int32),
-        BATCH.prompt_lengths,
-        BATCH.response_lengths,
+    garbage = np.random.default_rng(1).integers(0, GQA.vocab_size, (2, 5, 32)).astype(np.int32)
+    ends = np.array([*map(len, EXAMPLES), 0])[:, None]
+    poisoned = dataclasses.replace(
+        BATCH,
+        tokens=np.where(np.arange(BATCH.tokens.shape[1]) < ends, BATCH.tokens, garbage[0, :, : BATCH.tokens.shape[1]]),
+        targets=np.where(BATCH.real, BATCH.targets, garbage[1, :, : BATCH.targets.shape[1]]),
+        sources=np.where(BATCH.real, BATCH.sources, 5),
     )
     assert (poisoned.tokens != BATCH.tokens).any() and (poisoned.targets != BATCH.targets).any()
     assert_same_bits(value_and_grad(PARAMS, poisoned), value_and_grad(PARAMS, BATCH))
@@ -76,5 +78,5 @@ def test_only_the_positions_that_predict_the_response_reach_the_head(monkeypatch
         return response_logps(GQA, PARAMS, BATCH, dtype=jnp.dtype("float32"), head_chunk=16).sum()
 
     touched = np.abs(np.asarray(jax.grad(loss)(hidden))).sum(axis=-1) > 0
-    places, first = np.arange(16), BATCH.prompt_lengths[:, None] - 1
-    np.testing.assert_array_equal(touched, (places >= first) & (places < first + BATCH.response_lengths[:, None]))
+    first = np.array([len(e.prompt_ids) - 1 for e in EXAMPLES] + [0])[:, None]
+    np.testing.assert_array_equal(touched, (np.arange(16) >= first) & (np.arange(16) < first + BATCH.lengths[:, None]))

@@ -22,7 +22,7 @@ from tests.training.test_gradients import EIGHT, FORWARD, OBJECTIVES, OPTIMIZER,
 
 SETTINGS = TrainSettings(
     optimizer=OptimizerSettings(learning_rate=1e-2, final_learning_rate=1e-3, warmup_steps=1, steps=6),
-    forward=ForwardSettings(dtype="float32", head_chunk=32, remat=False, dropout=0.1),
+    forward=ForwardSettings(dtype="float32", head_chunk=32, remat="none", dropout=0.1),
     batch_size=4,
     micro_batch_size=2,
     length_bucket=16,
