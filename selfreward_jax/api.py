@@ -40,8 +40,10 @@ from selfreward_jax.stages.respond import response_row
 from selfreward_jax.stages.run import ModelRef, Run
 from selfreward_jax.training.batches import Example, TrainRow, steps_per_epoch
 from selfreward_jax.training.loop import TrainSettings, train
+from selfreward_jax.training.objectives import DPO, SFT, Objective
 from selfreward_jax.training.optimizer import OptimizerSettings
-from selfreward_jax.training.step import DPO, SFT, ForwardSettings, Objective
+from selfreward_jax.training.packing import Layout
+from selfreward_jax.training.step import ForwardSettings
 
 
 def config(path: str = "", **fields: Any) -> ConfigDict:
@@ -249,10 +251,9 @@ def _settings(model, rows, learning_rate, final_learning_rate, epochs, batch_siz
     steps = steps_per_epoch(rows, batch_size) * epochs
     return TrainSettings(
         optimizer=OptimizerSettings(learning_rate, final_learning_rate, 0, steps),
-        forward=ForwardSettings(model.dtype, 512, True, dropout),
+        forward=ForwardSettings(model.dtype, 512, "block", dropout),
         batch_size=batch_size,
-        micro_batch_size=0,
-        length_bucket=128,
+        layout=Layout(batch_size, 128),
         checkpoint_every=steps,
         checkpoint_keep=1,
         tensorboard=False,

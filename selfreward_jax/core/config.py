@@ -124,7 +124,7 @@ def check(config: ConfigDict) -> None:
         micro, batch = given[f"{stage}.micro_batch_size"], given[f"{stage}.batch_size"]
         if micro and batch % micro:
             raise UserError(f"config.{stage}.micro_batch_size: {micro} must divide batch_size {batch}.")
-    make_rules(config.mesh.rules.to_dict())
+    make_rules({n.removeprefix("mesh.rules."): v for n, v in given.items() if n.startswith("mesh.rules.")})
     for stage in ("sft", "dpo"):
         if 0 < given["training.pack"] < given[f"{stage}.max_length"]:
             raise UserError(

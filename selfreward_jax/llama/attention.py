@@ -132,11 +132,11 @@ def _splash(q_BTHE, k_BTKE, v_BTKE, segments: Segments | None, rules: Rules, int
         mask = masks.MultiHeadMask([masks.CausalMask((size, size)) for _ in range(q.shape[2])])
         kernel = kernels.make_splash_mha_single_device(mask=mask, block_sizes=sizes, interpret=interpret)
         heads_first = [jnp.swapaxes(jnp.pad(x, ((0, 0), (0, fill), (0, 0), (0, 0))), 1, 2) for x in (q, k, v)]
-        if ids is None:
-            out = jax.vmap(kernel)(*heads_first)
-        else:
+        more = ()
+        if ids is not None:
             ids = jnp.pad(ids, ((0, 0), (0, fill)), constant_values=-1)
-            out = jax.vmap(kernel)(*heads_first, kernels.SegmentIds(ids, ids))
+            more = (kernels.SegmentIds(ids, ids),)
+        out = cast(jax.Array, jax.vmap(kernel)(*heads_first, *more))
         return jnp.swapaxes(out, 1, 2)[:, :T]
 
     args = (q_BTHE / math.sqrt(E), k_BTKE, v_BTKE, None if segments is None else segments.ids)

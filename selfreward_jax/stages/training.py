@@ -9,8 +9,10 @@ from selfreward_jax.llama.load import MODEL_FILE, Model, save_model_files
 from selfreward_jax.stages.run import ModelRef, Run
 from selfreward_jax.training.batches import TrainRow, steps_per_epoch
 from selfreward_jax.training.loop import TrainSettings, train
+from selfreward_jax.training.objectives import Objective
 from selfreward_jax.training.optimizer import OptimizerSettings
-from selfreward_jax.training.step import ForwardSettings, Objective
+from selfreward_jax.training.packing import Layout
+from selfreward_jax.training.step import ForwardSettings
 
 
 def train_settings(run: Run, section, rows: int) -> TrainSettings:
@@ -32,8 +34,12 @@ def train_settings(run: Run, section, rows: int) -> TrainSettings:
             c.model.dtype, c.training.head_chunk, c.training.remat, section.dropout, c.training.attention, run.rules
         ),
         batch_size=section.batch_size,
-        micro_batch_size=section.micro_batch_size,
-        length_bucket=c.training.length_bucket,
+        layout=Layout(
+            section.micro_batch_size or (0 if c.training.pack else section.batch_size),
+            c.training.length_bucket,
+            c.training.pack,
+            c.training.share_prompt,
+        ),
         checkpoint_every=c.checkpoint.every_steps,
         checkpoint_keep=c.checkpoint.keep,
         tensorboard=c.log.tensorboard,

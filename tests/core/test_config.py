@@ -16,15 +16,8 @@ BASE = str(CONFIGS / "base.py")
 FIELDS = dict(leaves(base.get_config()))
 NUMBERS = {name: value for name, value in FIELDS.items() if type(value) in (int, float)}
 # Paths and names that only their reader can judge.
-FREE_TEXT = {
-    *(f"mesh.rules.{axis}" for axis in dict(RULES)),
-    "model.path",
-    "model.chat_template",
-    "seeds.ift",
-    "seeds.eft",
-    "prompts.source",
-    "judge.template",
-}
+FREE_TEXT = {"model.path", "model.chat_template", "seeds.ift", "seeds.eft", "prompts.source", "judge.template"}
+FREE_TEXT |= {f"mesh.rules.{axis}" for axis in dict(RULES)}
 
 
 def changed(name: str, value) -> ConfigDict:

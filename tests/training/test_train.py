@@ -15,8 +15,10 @@ from selfreward_jax.core.interrupt import Interrupt, Interrupted
 from selfreward_jax.core.rows import read_jsonl
 from selfreward_jax.training.batches import TrainRow
 from selfreward_jax.training.loop import TrainSettings, train
+from selfreward_jax.training.objectives import SFT
 from selfreward_jax.training.optimizer import OptimizerSettings
-from selfreward_jax.training.step import SFT, ForwardSettings, gradients
+from selfreward_jax.training.packing import Layout
+from selfreward_jax.training.step import ForwardSettings, gradients
 from tests.engine.small_llama import GQA, naive_logp, small_model
 from tests.training.test_gradients import EIGHT, FORWARD, OBJECTIVES, OPTIMIZER, make_rows
 
@@ -24,8 +26,7 @@ SETTINGS = TrainSettings(
     optimizer=OptimizerSettings(learning_rate=1e-2, final_learning_rate=1e-3, warmup_steps=1, steps=6),
     forward=ForwardSettings(dtype="float32", head_chunk=32, remat="none", dropout=0.1),
     batch_size=4,
-    micro_batch_size=2,
-    length_bucket=16,
+    layout=Layout(2, 16),
     checkpoint_every=100,
     checkpoint_keep=1,
     tensorboard=False,
