@@ -103,15 +103,15 @@ def make_batch(examples: Sequence[Example | None], *, rows: int, bucket: int) ->
     return lay_rows([*texts, *([[]] * (rows - len(texts)))], rows, bucket=bucket)
 
 
-def lay_rows(rows: Sequence[Sequence[Text]], examples: int, *, bucket: int, parents: bool = False) -> Batch:
+def lay_rows(rows: Sequence[Sequence[Text]], examples: int, *, bucket: int) -> Batch:
     """Texts one after another in each row.
 
     Args:
       rows: the texts of each row.
       examples: how many there are (N), fillers among them.
       bucket: rows are padded to a multiple of so many tokens, and so are their targets.
-      parents: whether a text may have several responses.
     """
+    parents = any(len(text.responses) > 1 for texts in rows for text in texts)
     T = round_up(max(1, *(sum(map(len, texts)) for texts in rows), 1), bucket)
     W = round_up(max(1, *(sum(len(r) for t in texts for r in t.responses) for texts in rows), 1), bucket)
     B = len(rows)
