@@ -59,7 +59,7 @@ def our_steps(flags: argparse.Namespace) -> None:
     from selfreward_jax.llama.load import load_model
     from selfreward_jax.training.batches import Example, TrainRow
     from selfreward_jax.training.loop import micro_batches
-    from selfreward_jax.training.objectives import make_preference
+    from selfreward_jax.training.objectives import DPO
     from selfreward_jax.training.optimizer import OptimizerSettings
     from selfreward_jax.training.packing import Layout
     from selfreward_jax.training.step import ForwardSettings, gradients, init_state, update
@@ -71,11 +71,11 @@ def our_steps(flags: argparse.Namespace) -> None:
         TrainRow((Example(tuple(p), tuple(c)), Example(tuple(p), tuple(r))), (-900.0, -900.0))
         for p, c, r in pairs_of(flags.pairs, flags.length, config.vocab_size)
     ]
-    objective = make_preference(("sigmoid",), beta=0.1)
+    objective = DPO(0.1)
     optimizer = OptimizerSettings(1e-6, 1e-7, 0, 1000)
     forward = ForwardSettings(flags.dtype, flags.head_chunk, flags.remat, 0.0, flags.attention)
     counts = {name: np.float32(value) for name, value in objective.counts(rows).items()}
-    layout = Layout(0, 128, share_prompt=flags.share_prompt)
+    layout = Layout(flags.pairs, 128, share_prompt=flags.share_prompt)
     state = init_state(config, optimizer, model.params)
     del model
     answer(channel, ready=True)
