@@ -48,10 +48,15 @@ def response_logps(
     dropout_rate: float = 0.0,
     dropout_key: jax.Array | None = None,
     constrain: Callable[[jax.Array], jax.Array] = lambda x: x,
+    tail_starts_B: jax.Array | None = None,
+    tail_weight: float = 1.0,
 ) -> jax.Array:
     """Summed log-probability of each row's response given its prompt, float32 [B], in nats.
 
     Prompt positions never reach the head, and padding is left out by length, so neither has any influence.
+
+    Args:
+      tail_starts_B, tail_weight: see `sum_tokens`.
     """
     hidden_BTD = llama.hidden_states(
         config,
@@ -68,4 +73,18 @@ def response_logps(
     sources_BW = jnp.minimum(batch.prompt_lengths[:, None] - 1 + offsets_W, batch.tokens.shape[1] - 1)
     hidden_BWD = jnp.take_along_axis(hidden_BTD, sources_BW[..., None], axis=1)
     logps_BW = token_logps(config, params, hidden_BWD, batch.targets, head_chunk)
-    return jnp.where(offsets_W < batch.response_lengths[:, None], logps_BW, 0.0).sum(axis=-1)
+    return sum_tokens(logps_BW, batch.response_lengths, tail_starts_B, tail_weight)
+
+
+def sum_tokens(
+    logps_BW: jax.Array, lengths_B: jax.Array, tail_starts_B: jax.Array | None, tail_weight: float
+) -> jax.Array:
+    """Sum over each row's first tokens, as many as it is long; those from `tail_starts_B` on weigh `tail_weight`.
+
+    With the length of the shorter answer of a pair as the start, this is the log-probability of LD-DPO (Liu et al.
+    2024, "Length Desensitization in Direct Preference Optimization"), whose alpha is the weight.
+    """
+    offsets_W = jnp.arange(logps_BW.shape[1])
+    if tail_starts_B is not None:
+        logps_BW = jnp.where(offsets_W < tail_starts_B[:, None], logps_BW, tail_weight * logps_BW)
+    return jnp.where(offsets_W < lengths_B[:, None], logps_BW, 0.0).sum(axis=-1)
