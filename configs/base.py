@@ -105,15 +105,26 @@ def get_config() -> ConfigDict:
     c.pairs.min_margin = 0.0  # a pair's scores must differ by more than this; 0 drops ties only (paper)
 
     c.dpo = ConfigDict()  # M1 to M2, M2 to M3
-    c.dpo.data = "pairs"  # "pairs": DPO (paper); "positives": SFT on answers of score 5 (the paper's comparison)
-    c.dpo.beta = 0.1  # paper
+    c.dpo.data = "pairs"  # "pairs" (paper), or "positives": SFT on answers of score 5 (the paper's comparison)
+    c.dpo.loss_type = ("sigmoid",)  # paper; names as in TRL, several are added: sigmoid, sigmoid_norm, hinge, ipo,
+    # robust, exo_pair, discopop, nca_pair, bco_pair, sppo_hard, apo_zero, apo_down, aot, aot_unpaired; without a
+    # reference: sft, simpo, orpo; and kto, for which both answers of a pair are rows of their own
+    c.dpo.loss_weights = ()  # one for each loss; (): 1 each
+    c.dpo.beta = 0.1  # paper; ipo's tau, orpo's lambda
     c.dpo.label_smoothing = 0.0  # assumed share of flipped labels
+    c.dpo.length_normalize = False  # log-probabilities divided by the answer's tokens (paper: summed)
+    c.dpo.ld_alpha = 1.0  # weight of an answer's tokens beyond the length of the shorter one (LD-DPO); 1: all alike
+    c.dpo.margin_scale = 0.0  # times the pair's score difference: by how much its rewards should differ (ODPO)
+    c.dpo.simpo_gamma = 0.5  # simpo: by how much its rewards should differ, TRL's default
+    c.dpo.discopop_tau = 0.05  # discopop: width of the gate between its two losses, TRL's default
+    c.dpo.desirable_weight = 1.0  # kto: weight of chosen answers
+    c.dpo.undesirable_weight = 1.0  # kto: weight of rejected answers
     c.dpo.init_from = "current"  # "current": M_t (paper); "m0"; "m1"
     c.dpo.reference = "current"  # "current": M_t (paper); "m0"; "m1"
     c.dpo.learning_rate = 1e-6  # paper
     c.dpo.final_learning_rate = 1e-7  # paper
     c.dpo.warmup_steps = 0
-    c.dpo.batch_size = 16  # pairs a step (paper)
+    c.dpo.batch_size = 16  # pairs a step (paper); answers for kto
     c.dpo.micro_batch_size = 0
     c.dpo.epochs = 1  # not stated in the paper
     c.dpo.dropout = 0.1  # paper

@@ -12,9 +12,10 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from selfreward_jax.configs import base
-from selfreward_jax.core.config import CHOICES, check, load_config
-from selfreward_jax.core.errors import UserError
+from selfreward_jax.core.config import CHOICES, check, check_loss_bounds, load_config
+from selfreward_jax.core.errors import UserError, did_you_mean
 from selfreward_jax.core.interrupt import Interrupt
+from selfreward_jax.core.losses import check_losses, loss_settings
 from selfreward_jax.core.progress import meter
 from selfreward_jax.core.rows import Judgement, Pair, Prompt, Response, Row, as_messages, content_id
 from selfreward_jax.engine.compiling import keep_compiled_programs
@@ -40,9 +41,10 @@ from selfreward_jax.stages.respond import response_row
 from selfreward_jax.stages.run import ModelRef, Run
 from selfreward_jax.training.batches import Example, TrainRow, steps_per_epoch
 from selfreward_jax.training.loop import TrainSettings, train
-from selfreward_jax.training.objectives import DPO, SFT, Objective
+from selfreward_jax.training.objectives import SFT, Objective, make_objective
 from selfreward_jax.training.optimizer import OptimizerSettings
 from selfreward_jax.training.packing import Layout
+from selfreward_jax.training.preferences import preference_rows
 from selfreward_jax.training.step import ForwardSettings
 
 
@@ -232,19 +234,39 @@ def dpo(
     *,
     reference: Model | None = None,
     beta: float = 0.1,
+    loss_type: str | Sequence[str] = "sigmoid",
     learning_rate: float = 1e-6,
     final_learning_rate: float = 1e-7,
     epochs: int = 1,
     batch_size: int = 16,
     dropout: float = 0.1,
     seed: int = 0,
+    **loss_options: Any,
 ) -> tuple[Model, list[Row]]:
-    """A new model by DPO, and the metrics of every step. The reference is `model` itself if none is given."""
-    examples = [Example(p.prompt_token_ids, ids) for p in pairs for ids in (p.chosen_token_ids, p.rejected_token_ids)]
-    logps = score_in_order(reference or model, examples)
-    data = [TrainRow((examples[i], examples[i + 1]), (logps[i], logps[i + 1])) for i in range(0, len(examples), 2)]
+    """A new model by DPO or another loss, and the metrics of every step.
+
+    Args:
+      reference: `model` itself if none is given; not used by losses without one.
+      loss_type: one name or several; see section `dpo` of configs/base.py.
+      loss_options: further fields of `core.losses.LossSettings`, for instance `label_smoothing`.
+    """
+    losses = loss_settings({"beta": beta, "loss_type": loss_type} | loss_options)
+    if unknown := loss_options.keys() - vars(losses).keys():
+        name = min(unknown)
+        raise UserError(f"sr.dpo: no option {name!r}.{did_you_mean(name, vars(losses))}")
+    check_loss_bounds(losses, "sr.dpo: ")
+    check_losses(losses, "sr.dpo: ")
+    labelled, dropped = preference_rows(pairs, losses, model.context, "sr.dpo")
+    if not labelled:
+        raise UserError(f"sr.dpo: no pairs to learn from; {dropped} exceed the context of {model.context} tokens.")
+    data = [x.row for x in labelled]
+    if losses.needs_reference:
+        examples = [e for row in data for e in row.examples]
+        starts = [x.tail_start for x in labelled for _ in x.labels] if losses.ld_alpha != 1 else None
+        logps = iter(score_in_order(reference or model, examples, tail_starts=starts, tail_weight=losses.ld_alpha))
+        data = [dataclasses.replace(row, reference=tuple(next(logps) for _ in row.examples)) for row in data]
     settings = _settings(model, len(data), learning_rate, final_learning_rate, epochs, batch_size, dropout)
-    return _train(model, data, DPO(beta), settings, seed, "DPO")
+    return _train(model, data, make_objective(losses), settings, seed, "DPO")
 
 
 def _settings(model, rows, learning_rate, final_learning_rate, epochs, batch_size, dropout) -> TrainSettings:

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict, config_flags
 
 from selfreward_jax.configs import base
 from selfreward_jax.core.errors import UserError, did_you_mean
+from selfreward_jax.core.losses import LossSettings, check_losses, loss_settings
 from selfreward_jax.core.mesh import make_rules
 
 CHOICES: Mapping[str, tuple[str, ...]] = {
@@ -63,6 +64,12 @@ BOUNDS: Mapping[str, tuple[float | None, float | None]] = {
     "pairs.min_margin": (0, 5),
     "dpo.beta": (1e-9, None),
     "dpo.label_smoothing": (0, 0.5),
+    "dpo.ld_alpha": (0, 1),
+    "dpo.margin_scale": (0, None),
+    "dpo.simpo_gamma": (0, None),
+    "dpo.discopop_tau": (1e-6, 1),
+    "dpo.desirable_weight": (0, None),
+    "dpo.undesirable_weight": (0, None),
     "training.length_bucket": (1, None),
     "training.pack": (0, None),
     "training.head_chunk": (1, None),
@@ -113,13 +120,8 @@ def check(config: ConfigDict) -> None:
     for name, choices in CHOICES.items():
         if given[name] not in choices:
             raise UserError(f"config.{name}: {given[name]!r} is not one of {', '.join(choices)}.")
-    for name, (low, high) in BOUNDS.items():
-        value = given[name]
-        if not math.isfinite(value):
-            raise UserError(f"config.{name}: {value} is no finite number.")
-        if (low is not None and value < low) or (high is not None and value > high):
-            bound = f"at least {low}" if high is None else f"between {low} and {high}"
-            raise UserError(f"config.{name}: {value} must be {bound}.")
+    for name, bounds in BOUNDS.items():
+        _check_bounds(f"config.{name}", given[name], *bounds)
     for stage in ("sft", "dpo"):
         micro, batch = given[f"{stage}.micro_batch_size"], given[f"{stage}.batch_size"]
         if micro and batch % micro:
@@ -131,6 +133,14 @@ def check(config: ConfigDict) -> None:
                 f"config.training.pack: rows of {given['training.pack']} can't hold {stage}.max_length"
                 f" {given[f'{stage}.max_length']} tokens; raise one or lower the other."
             )
+    losses = loss_settings({n.removeprefix("dpo."): value for n, value in given.items() if n.startswith("dpo.")})
+    check_losses(losses, "config.dpo.")
+    micro, batch = given["dpo.micro_batch_size"], given["dpo.batch_size"]
+    if losses.whole_batch and micro not in (0, batch):
+        raise UserError(
+            f"config.dpo.micro_batch_size: {losses.whole_batch[0]} compares all rows of a batch, so it can't be split;"
+            f" set it to 0, or batch_size to {micro}."
+        )
     for name in ("prompts.keywords", "respond.stop"):
         if not all(isinstance(word, str) and word for word in given[name]):
             raise UserError(f"config.{name}: {given[name]!r} must hold text only, and none that is empty.")
@@ -142,6 +152,21 @@ def check(config: ConfigDict) -> None:
         raise UserError("config.judge.min_parsed: more than judge.samples; no response could ever be ranked.")
     if given["prompts.source"] != "self_instruct" and not given["prompts.source"]:
         raise UserError("config.prompts.source: empty; give self_instruct or a JSONL file.")
+
+
+def _check_bounds(name: str, value: float, low: float | None, high: float | None) -> None:
+    if not math.isfinite(value):
+        raise UserError(f"{name}: {value} is no finite number.")
+    if (low is not None and value < low) or (high is not None and value > high):
+        bound = f"at least {low}" if high is None else f"between {low} and {high}"
+        raise UserError(f"{name}: {value} must be {bound}.")
+
+
+def check_loss_bounds(settings: LossSettings, where: str) -> None:
+    """What `check` makes sure of, for settings that come from no configuration; `where` precedes a field's name."""
+    for name, value in vars(settings).items():
+        if bounds := BOUNDS.get(f"dpo.{name}"):
+            _check_bounds(f"{where}{name}", value, *bounds)
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:

@@ -66,7 +66,8 @@ class Pair:
     """Two answers to one prompt, better first, in TRL's conversational preference columns.
 
     The token ids are those that were sampled; training uses them and never the text. `margin` is the difference of
-    the scores. `provenance` names the model, judgements and reference that made the pair.
+    the scores. `provenance` names the model, judgements and reference that made the pair. `weight` is how many pairs
+    this one counts for.
     """
 
     id: str
@@ -81,6 +82,7 @@ class Pair:
     chosen_token_ids: tuple[int, ...]
     rejected_token_ids: tuple[int, ...]
     provenance: dict[str, Any]
+    weight: float = 1.0
 
 
 def to_line(row: Any) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from selfreward_jax.core.mesh import put_rows
 from selfreward_jax.llama.config import LlamaConfig
@@ -15,10 +16,27 @@ from selfreward_jax.training.batches import Batch, Example, make_batch
 from selfreward_jax.training.logps import response_logps
 
 
-@functools.partial(jax.jit, static_argnames=("config", "dtype", "head_chunk"))
-def score(config: LlamaConfig, params: Params, batch: Batch, *, dtype, head_chunk: int) -> jax.Array:
-    """Summed log-probability of each row's response, [B]."""
-    return response_logps(config, params, batch, dtype=dtype, head_chunk=head_chunk)
+@functools.partial(jax.jit, static_argnames=("config", "dtype", "head_chunk", "tail_weight"))
+def score(
+    config: LlamaConfig,
+    params: Params,
+    batch: Batch,
+    tail_starts_N: jax.Array | None = None,
+    *,
+    dtype,
+    head_chunk: int,
+    tail_weight: float = 1.0,
+) -> jax.Array:
+    """Summed log-probability of each row's response, [B]; `tail_starts_N` and `tail_weight` as in `sum_tokens`."""
+    return response_logps(
+        config,
+        params,
+        batch,
+        dtype=dtype,
+        head_chunk=head_chunk,
+        tail_starts_N=tail_starts_N,
+        tail_weight=tail_weight,
+    )
 
 
 def plan_batches(examples: Sequence[Example], rows: int) -> list[list[int]]:
@@ -27,22 +45,53 @@ def plan_batches(examples: Sequence[Example], rows: int) -> list[list[int]]:
     return [order[i : i + rows] for i in range(0, len(order), rows)]
 
 
-def score_batch(model: Model, examples: Sequence[Example], *, rows: int, bucket: int, head_chunk: int) -> list[float]:
-    batch = put_rows(make_batch(examples, rows=rows, bucket=bucket), model.mesh)
+def score_batch(
+    model: Model,
+    examples: Sequence[Example],
+    *,
+    rows: int,
+    bucket: int,
+    head_chunk: int,
+    tail_starts: Sequence[int] | None = None,
+    tail_weight: float = 1.0,
+) -> list[float]:
+    """Log-probabilities of at most `rows` responses; tokens from the start of a response's tail weigh `tail_weight`."""
+    batch = make_batch(examples, rows=rows, bucket=bucket)
+    starts = None if tail_starts is None else np.pad(np.array(tail_starts, np.int32), (0, rows - len(examples)))
     with jax.set_mesh(model.mesh):
-        logps = score(model.config, model.params, batch, dtype=jnp.dtype(model.dtype), head_chunk=head_chunk)
+        logps = score(
+            model.config,
+            model.params,
+            *put_rows((batch, starts), model.mesh),
+            dtype=jnp.dtype(model.dtype),
+            head_chunk=head_chunk,
+            tail_weight=tail_weight,
+        )
     return jax.device_get(logps)[: len(examples)].tolist()
 
 
 def score_examples(
-    model: Model, examples: Sequence[Example], *, rows: int = 16, bucket: int = 64, head_chunk: int = 512
+    model: Model,
+    examples: Sequence[Example],
+    *,
+    rows: int = 16,
+    bucket: int = 64,
+    head_chunk: int = 512,
+    tail_starts: Sequence[int] | None = None,
+    tail_weight: float = 1.0,
 ) -> Iterator[tuple[list[int], list[float]]]:
     """Yields indices into `examples` and their log-probabilities, batch by batch; every index comes once."""
     for indices in plan_batches(examples, rows):
-        yield (
-            indices,
-            score_batch(model, [examples[i] for i in indices], rows=rows, bucket=bucket, head_chunk=head_chunk),
+        logps = score_batch(
+            model,
+            [examples[i] for i in indices],
+            rows=rows,
+            bucket=bucket,
+            head_chunk=head_chunk,
+            tail_starts=tail_starts and [tail_starts[i] for i in indices],
+            tail_weight=tail_weight,
         )
+        yield indices, logps
 
 
 def score_in_order(
@@ -51,10 +100,13 @@ def score_in_order(
     *,
     rows: int = 16,
     advance: Callable[[int, int], None] = lambda n, t: None,
+    tail_starts: Sequence[int] | None = None,
+    tail_weight: float = 1.0,
 ) -> list[float]:
     """Log-probabilities in the order of the examples; `advance` hears of rows and tokens as they are done."""
     found: dict[int, float] = {}
-    for indices, logps in score_examples(model, examples, rows=rows):
+    tails = {"tail_starts": tail_starts, "tail_weight": tail_weight}
+    for indices, logps in score_examples(model, examples, rows=rows, **tails):
         found.update(zip(indices, logps, strict=True))
         advance(len(indices), sum(len(examples[i]) for i in indices))
     return [found[i] for i in range(len(examples))]

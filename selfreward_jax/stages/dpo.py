@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from selfreward_jax.core.errors import UserError
+from selfreward_jax.core.losses import loss_settings
 from selfreward_jax.core.progress import say
 from selfreward_jax.core.rows import Pair, Row, content_id, read_jsonl
 from selfreward_jax.engine.score import plan_batches, score_batch
@@ -12,66 +13,65 @@ from selfreward_jax.stages.run import ModelRef, Run
 from selfreward_jax.stages.sft import fit, seed_rows
 from selfreward_jax.stages.training import train_model, training_inputs
 from selfreward_jax.training.batches import Example, TrainRow
-from selfreward_jax.training.objectives import DPO
+from selfreward_jax.training.objectives import make_objective
+from selfreward_jax.training.preferences import Labelled, preference_rows
 
 
 def preference_train(run: Run, t: int, pairs: Sequence[Pair]) -> ModelRef:
-    """M_t by DPO on the pairs, or by SFT on positives if `dpo.data` says so.
+    """M_t by DPO or another loss (`dpo.loss_type`) on the pairs, or by SFT on positives if `dpo.data` says so.
 
-    The reference's log-probabilities are computed once, before training, so that only one model is in memory.
+    The reference's log-probabilities are computed once, before training, so that only one model is in memory; not at
+    all if no loss needs them.
 
     Raises:
-      UserError: there is no pair to learn from.
+      UserError: there is no pair to learn from, or the loss can't learn from these.
     """
     c = run.config.dpo
-    init, reference = run.named(c.init_from, t), run.reference(t)
-    title = f"M{t} DPO"
+    init, title = run.named(c.init_from, t), f"M{t} DPO"
     if c.data == "positives":
         return _fit_positives(run, t, init)
-    limit = min(c.max_length, run.context)
-    rows, ids = [], []
-    for pair in pairs:
-        examples = tuple(
-            Example(pair.prompt_token_ids, ids) for ids in (pair.chosen_token_ids, pair.rejected_token_ids)
-        )
-        if max(map(len, examples)) <= limit:
-            rows.append(TrainRow(examples))
-            ids.append(pair.id)
-    facts = {"pairs": len(rows), "dropped_too_long": len(pairs) - len(rows)}
-    if not rows:
+    losses = loss_settings(c)
+    reference = run.reference(t) if losses.needs_reference else None
+    limit, path = min(c.max_length, run.context), str(run.root / f"m{t}" / "pairs.jsonl")
+    labelled, dropped = preference_rows(pairs, losses, limit, path)
+    facts = {"pairs": len(pairs) - dropped, "dropped_too_long": dropped}
+    if not labelled:
         raise UserError(
-            f"{run.root / f'm{t}' / 'pairs.jsonl'}: no pairs to learn from ({len(pairs)} before the length limit of"
+            f"{path}: no pairs to learn from ({len(pairs)} before the length limit of"
             f" {limit} tokens); dropped.jsonl beside it says why. More prompts, candidates or judgements may help."
         )
-    inputs = training_inputs(run, "dpo", c, rows, init) | {"reference": dataclasses.asdict(reference)}
+    rows = [x.row for x in labelled]
+    frozen = {"reference": dataclasses.asdict(reference) if reference else None}
+    inputs = training_inputs(run, "dpo", c, rows, init) | frozen
     if run.is_made(f"m{t}/{MODEL_FILE}", inputs):
         run.skip(title)
         return run.ref(f"m{t}")
-    if facts["dropped_too_long"]:
-        say(f"{title}: {facts['dropped_too_long']} pairs exceed {limit} tokens and are left out")
-    logps = reference_logps(run, t, reference, rows, ids)
-    rows = [dataclasses.replace(row, reference=logps[id]) for row, id in zip(rows, ids, strict=True)]
-    say(f"{title}: starts from {init.name.upper()}, reference {reference.name.upper()}, {len(rows)} pairs")
-    return train_model(
-        run, t, title, init, rows, DPO(c.beta, c.label_smoothing), c, inputs,
-        reference=dataclasses.asdict(reference), data=facts,
-    )  # fmt: skip
+    if dropped:
+        say(f"{title}: {dropped} pairs exceed {limit} tokens and are left out")
+    if reference:
+        rows = reference_logps(run, t, reference, labelled, losses.ld_alpha)
+    against = f"reference {reference.name.upper()}" if reference else "no reference"
+    say(f"{title}: {', '.join(losses.loss_type)}, starts from {init.name.upper()}, {against}, {len(rows)} rows")
+    return train_model(run, t, title, init, rows, make_objective(losses), c, inputs, **frozen, data=facts)
 
 
 def reference_logps(
-    run: Run, t: int, reference: ModelRef, rows: Sequence[TrainRow], ids: Sequence[str]
-) -> dict[str, tuple[float, float]]:
-    """Chosen and rejected log-probability of each pair under the reference, kept in `reference_logps.jsonl`."""
+    run: Run, t: int, reference: ModelRef, labelled: Sequence[Labelled], ld_alpha: float
+) -> list[TrainRow]:
+    """The rows with their log-probabilities under the reference, which are kept in `reference_logps.jsonl`."""
     artefact = f"m{t}/reference_logps.jsonl"
     c = run.config.generation
-    examples = [e for row in rows for e in row.examples]
+    examples = [e for x in labelled for e in x.row.examples]
+    labels = [label for x in labelled for label in x.labels]
+    starts = [x.tail_start for x in labelled for _ in x.labels]
     inputs = {
         "stage": "reference_logps",
         "reference": dataclasses.asdict(reference),
-        "pairs": content_id(list(ids)),
+        "examples": content_id([labels, [[e.prompt_ids, e.response_ids] for e in examples]]),
         "rows": c.score_rows,
         "dtype": run.config.model.dtype,
         "training": run.config.training.to_dict(),
+        "ld_alpha": ld_alpha,
     }
     if not run.is_made(artefact, inputs):
         batches = plan_batches(examples, c.score_rows)
@@ -83,18 +83,17 @@ def reference_logps(
                 rows=c.score_rows,
                 bucket=run.config.training.length_bucket,
                 head_chunk=run.config.training.head_chunk,
+                tail_starts=[starts[i] for i in batches[n]] if ld_alpha != 1 else None,
+                tail_weight=ld_alpha,
             )
-            sides = ("chosen", "rejected")
             scored = [
-                {"place": i, "pair_id": ids[i // 2], "side": sides[i % 2], "logp": logp}
+                {"place": i, "pair_id": labels[i][0], "side": labels[i][1], "logp": logp}
                 for i, logp in zip(batches[n], logps, strict=True)
             ]
             done(scored, sum(map(len, batch)))
         run.finish(artefact, inputs, lambda row: row["place"])
-    found: dict[str, dict[str, float]] = {}
-    for row in read_jsonl(run.root / artefact):
-        found.setdefault(row["pair_id"], {})[row["side"]] = row["logp"]
-    return {id: (sides["chosen"], sides["rejected"]) for id, sides in found.items()}
+    found = iter([row["logp"] for row in read_jsonl(run.root / artefact)])
+    return [dataclasses.replace(x.row, reference=tuple(next(found) for _ in x.labels)) for x in labelled]
 
 
 def _fit_positives(run: Run, t: int, init: ModelRef) -> ModelRef:

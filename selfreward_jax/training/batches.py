@@ -76,6 +76,7 @@ class Batch:
       tokens: int32 [B, T].
       sources: the position before each target, int32 [B, W].
       targets: tokens of responses, int32 [B, W].
+      places: of each target in its response, from 0, int32 [B, W].
       real: whether there is a target, bool [B, W].
       lengths: response tokens of each example, int32 [N]; 0 for one that only fills the batch up.
       owners: the example that each target belongs to, int32 [B, W]; None where row b is example b.
@@ -86,6 +87,7 @@ class Batch:
     tokens: jax.Array
     sources: jax.Array
     targets: jax.Array
+    places: jax.Array
     real: jax.Array
     lengths: jax.Array
     owners: jax.Array | None = None
@@ -117,7 +119,7 @@ def lay_rows(rows: Sequence[Sequence[Text]], examples: int, *, bucket: int) -> B
     B = len(rows)
     tokens, positions = np.zeros((B, T), np.int32), np.zeros((B, T), np.int32)
     ids, of_prompt = np.zeros((B, T), np.int32), np.zeros((B, T), np.int32)
-    sources, targets, owners = (np.zeros((B, W), np.int32) for _ in range(3))
+    sources, targets, places, owners = (np.zeros((B, W), np.int32) for _ in range(4))
     real, lengths = np.zeros((B, W), bool), np.zeros(examples, np.int32)
     for b, texts in enumerate(rows):
         at, scored, segment = 0, 0, 0
@@ -132,12 +134,12 @@ def lay_rows(rows: Sequence[Sequence[Text]], examples: int, *, bucket: int) -> B
                 tokens[b, at : at + n], positions[b, at : at + n] = response, size + np.arange(n)
                 segment += parents
                 ids[b, at : at + n], of_prompt[b, at : at + n] = segment, own
-                targets[b, scored : scored + n] = response
+                targets[b, scored : scored + n], places[b, scored : scored + n] = response, np.arange(n)
                 # The token at position i is predicted by the hidden state before it: the prompt's last, at first.
                 sources[b, scored : scored + n] = [start + size - 1, *range(at, at + n - 1)]
                 owners[b, scored : scored + n], real[b, scored : scored + n], lengths[owner] = owner, True, n
                 at, scored = at + n, scored + n
-    arrays = [tokens, sources, targets, real, lengths]
+    arrays = [tokens, sources, targets, places, real, lengths]
     alone = examples == B and not parents and all(len(t) <= 1 for t in rows)
     if not (alone and all(t.owners == (b,) for b, texts in enumerate(rows) for t in texts)):
         arrays += [owners, positions, Segments(ids, of_prompt if parents else None)]  # type: ignore[arg-type]

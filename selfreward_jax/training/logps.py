@@ -48,10 +48,15 @@ def response_logps(
     rules: Rules = RULES,
     dropout_rate: float = 0.0,
     dropout_key: jax.Array | None = None,
+    tail_starts_N: jax.Array | None = None,
+    tail_weight: float = 1.0,
 ) -> jax.Array:
     """Summed log-probability of each example's response given its prompt, float32 [N], in nats.
 
     Prompt positions never reach the head, and padding is left out by its place, so neither has any influence.
+
+    Args:
+      tail_starts_N, tail_weight: see `sum_tokens`.
     """
     hidden_BTD = llama.hidden_states(
         config,
@@ -70,7 +75,22 @@ def response_logps(
     # The head is gathered once, not for every chunk.
     name, axes = ("embed", ("vocab", None)) if config.tie_word_embeddings else ("head", (None, "vocab"))
     head = {name: constrain(params[name], axes, rules)}
-    logps_BW = jnp.where(batch.real, token_logps(config, head, hidden_BWD, batch.targets, head_chunk), 0.0)
+    logps_BW = token_logps(config, head, hidden_BWD, batch.targets, head_chunk)
+    return sum_tokens(logps_BW, batch, tail_starts_N, tail_weight)
+
+
+def sum_tokens(
+    logps_BW: jax.Array, batch: Batch, tail_starts_N: jax.Array | None = None, tail_weight: float = 1.0
+) -> jax.Array:
+    """Sum over each example's tokens, [N]; those of its response from `tail_starts_N` on weigh `tail_weight`.
+
+    With the length of the shorter answer of a pair as the start, this is the log-probability of LD-DPO (Liu et al.
+    2024, "Length Desensitization in Direct Preference Optimization"), whose alpha is the weight.
+    """
+    if tail_starts_N is not None:
+        starts = tail_starts_N[:, None] if batch.owners is None else tail_starts_N[batch.owners]
+        logps_BW = jnp.where(batch.places < starts, logps_BW, tail_weight * logps_BW)
+    logps_BW = jnp.where(batch.real, logps_BW, 0.0)
     if batch.owners is None:
         return logps_BW.sum(axis=-1)
     return jax.ops.segment_sum(logps_BW.reshape(-1), batch.owners.reshape(-1), batch.lengths.shape[0])

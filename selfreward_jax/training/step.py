@@ -65,6 +65,9 @@ def gradients(
       key: of the dropout.
     """
 
+    shortest_R = rows.lengths.min(axis=0)
+    tail_starts_N = jnp.tile(shortest_R, rows.lengths.shape[0]) if objective.ld_alpha != 1 else None
+
     def loss_fn(params):
         logps_B = response_logps(
             config,
@@ -77,6 +80,8 @@ def gradients(
             rules=settings.rules,
             dropout_rate=settings.dropout,
             dropout_key=key if settings.dropout > 0 else None,
+            tail_starts_N=tail_starts_N,
+            tail_weight=objective.ld_alpha,
         )
         loss, metrics = objective.loss(logps_B.reshape(rows.lengths.shape), rows, counts)
         return loss, {"loss": loss, **metrics}

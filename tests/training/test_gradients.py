@@ -7,11 +7,12 @@ import numpy as np
 import optax
 import pytest
 
+from selfreward_jax.core.losses import LossSettings
 from selfreward_jax.core.mesh import put_rows
 from selfreward_jax.llama.load import shardings
 from selfreward_jax.training.batches import Example, TrainRow
 from selfreward_jax.training.loop import micro_batches
-from selfreward_jax.training.objectives import DPO, SFT
+from selfreward_jax.training.objectives import SFT, make_objective
 from selfreward_jax.training.optimizer import OptimizerSettings
 from selfreward_jax.training.packing import Layout
 from selfreward_jax.training.step import ForwardSettings, add, gradients, init_state, update
@@ -35,7 +36,7 @@ def make_rows(kind: str, count: int, most: int = 9) -> list[TrainRow]:
     return [TrainRow(pair, tuple(rng.normal(-4 * len(e.response_ids)) for e in pair)) for pair in pairs]
 
 
-OBJECTIVES = {"sft": SFT(), "dpo": DPO(BETA, SMOOTHING)}
+OBJECTIVES = {"sft": SFT(), "dpo": make_objective(LossSettings(beta=BETA, label_smoothing=SMOOTHING))}
 
 
 def summed(config, params, kind: str, rows, micro: int, key=None):
@@ -110,7 +111,7 @@ def two_steps(model):
                 state.params,
                 batch,
                 arrays,
-                {"pairs": np.float32(2)},
+                {name: np.float32(value) for name, value in OBJECTIVES["dpo"].counts(rows[start:end]).items()},
                 jax.random.key(0),
             )
             state, _ = update(GQA, OPTIMIZER, state, grads)
