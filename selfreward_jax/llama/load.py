@@ -14,17 +14,18 @@ import tempfile
 import jax
 import jax.numpy as jnp
 from etils import epath
-from jax.sharding import AbstractMesh, Mesh
+from jax.sharding import Mesh
 
 from selfreward_jax.core.checkpoints import Checkpoints
 from selfreward_jax.core.errors import UserError
-from selfreward_jax.core.mesh import make_mesh, partition
+from selfreward_jax.core.mesh import make_mesh
 from selfreward_jax.core.store import write_atomic
 from selfreward_jax.core.tokens import Chat
-from selfreward_jax.llama import gguf, hf
+from selfreward_jax.llama import gguf, hf, peft
 from selfreward_jax.llama.checksum import params_hash
 from selfreward_jax.llama.config import LlamaConfig, config_to_json
-from selfreward_jax.llama.params import Params, full_axes, full_shape, map_specs, param_specs
+from selfreward_jax.llama.lora import Adapter, merge
+from selfreward_jax.llama.params import Params, full_shape, param_specs, shardings
 
 MODEL_FILE = "model.json"  # in a run's model folder: which checkpoint is the model
 
@@ -36,6 +37,7 @@ class Model:
     Attributes:
       name: where the model came from, for people.
       dtype: of the computation, a name such as "bfloat16".
+      adapter: what training added to its base, where that was LoRA; it is merged into `params` already.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Model:
     chat: Chat
     mesh: Mesh
     dtype: str
+    adapter: Adapter | None = None
 
     @functools.cached_property
     def hash(self) -> str:
@@ -54,13 +57,6 @@ class Model:
     def context(self) -> int:
         """The most tokens that prompt and response may have together."""
         return self.config.max_position_embeddings
-
-
-def shardings(config: LlamaConfig, mesh: Mesh | AbstractMesh):
-    """A `NamedSharding` for every parameter, from the one table of parameters and the rules of the mesh."""
-    return map_specs(
-        lambda spec: partition(full_axes(spec), full_shape(config, spec), mesh, spec.hf_name), param_specs(config)
-    )
 
 
 def abstract_params(config: LlamaConfig, mesh: Mesh, dtype) -> Params:
@@ -177,6 +173,7 @@ def load_model(
     mesh: Mesh | None = None,
     dtype: str = "float32",
     param_dtype: str = "float32",
+    adapter: str = "",
     chat_template: str = "",
     chat: tuple[LlamaConfig, Chat] | None = None,
 ) -> Model:
@@ -186,6 +183,7 @@ def load_model(
       path: see the top of this file.
       dtype: of the computation.
       param_dtype: of the weights in memory.
+      adapter: a folder in PEFT's format, merged into the weights; "" for none.
       chat_template: "" for the tokenizer's own, "plain", or a Jinja file.
       chat: what `load_chat` gave for the same path, so that it needn't be read again.
 
@@ -206,6 +204,9 @@ def load_model(
         checkpoints.close()
     else:
         params = hf.load_params(location, config, **layout)
+    if adapter:
+        learnt = peft.load_adapter(adapter, config, mesh)
+        params, path = merge(learnt.settings, params, learnt.params), f"{path} + {adapter}"
     return Model(path, config, params, tokens, mesh, dtype)
 
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from selfreward_jax.llama.config import LlamaConfig
-from selfreward_jax.llama.params import Params
+from selfreward_jax.llama.params import PROJECTIONS, Params
 
 
 def rms_norm(x_BTD: jax.Array, weight_D: jax.Array, eps: float) -> jax.Array:
@@ -69,31 +69,50 @@ def attention(q_BTHE: jax.Array, k_BSKE: jax.Array, v_BSKE: jax.Array, mask_BTS:
     return jnp.einsum("bkgts,bske->btkge", weights, v_BSKE).reshape(B, T, H, E)
 
 
-def project_qkv(config: LlamaConfig, layer: Params, x_BTD: jax.Array, rope) -> tuple[jax.Array, jax.Array, jax.Array]:
+Drop = Callable[[str, jax.Array], jax.Array]  # the dropout of the input of a matrix's adapter
+
+
+def keep_all(name: str, x: jax.Array) -> jax.Array:
+    return x
+
+
+def product(equation: str, layer: Params, name: str, x: jax.Array, drop: Drop) -> jax.Array:
+    """Activations times a matrix of the layer, and through its adapter where it has one (`llama/lora.py`)."""
+    y = jnp.einsum(equation, x, layer[name].astype(x.dtype))
+    adapter = layer.get("adapter", {}).get(name)
+    if adapter is None:
+        return y
+    low = jnp.tensordot(drop(name, x).astype(jnp.float32), adapter["a"], axes=adapter["a"].ndim - 1)
+    return y + jnp.tensordot(low, adapter["b"], axes=1).astype(y.dtype)
+
+
+def project_qkv(
+    config: LlamaConfig, layer: Params, x_BTD: jax.Array, rope, drop: Drop = keep_all
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Normalised input to rotated queries [B, T, H, E], rotated keys and values [B, T, K, E]."""
     dtype = x_BTD.dtype
     y = rms_norm(x_BTD, layer["attn_norm"], config.rms_norm_eps)
-    q = jnp.einsum("btd,dhe->bthe", y, layer["q"].astype(dtype))
-    k = jnp.einsum("btd,dke->btke", y, layer["k"].astype(dtype))
-    v = jnp.einsum("btd,dke->btke", y, layer["v"].astype(dtype))
+    q = product("btd,dhe->bthe", layer, "q", y, drop)
+    k = product("btd,dke->btke", layer, "k", y, drop)
+    v = product("btd,dke->btke", layer, "v", y, drop)
     if config.attention_bias:
         q, k = q + layer["q_bias"].astype(dtype), k + layer["k_bias"].astype(dtype)
         v = v + layer["v_bias"].astype(dtype)
     return apply_rope(q, rope), apply_rope(k, rope), v
 
 
-def project_out(config: LlamaConfig, layer: Params, out_BTHE: jax.Array) -> jax.Array:
-    y = jnp.einsum("bthe,hed->btd", out_BTHE, layer["o"].astype(out_BTHE.dtype))
+def project_out(config: LlamaConfig, layer: Params, out_BTHE: jax.Array, drop: Drop = keep_all) -> jax.Array:
+    y = product("bthe,hed->btd", layer, "o", out_BTHE, drop)
     return y + layer["o_bias"].astype(y.dtype) if config.attention_bias else y
 
 
-def mlp(config: LlamaConfig, layer: Params, x_BTD: jax.Array) -> jax.Array:
+def mlp(config: LlamaConfig, layer: Params, x_BTD: jax.Array, drop: Drop = keep_all) -> jax.Array:
     dtype = x_BTD.dtype
     y = rms_norm(x_BTD, layer["mlp_norm"], config.rms_norm_eps)
-    gate, up = y @ layer["gate"].astype(dtype), y @ layer["up"].astype(dtype)
+    gate, up = product("btd,df->btf", layer, "gate", y, drop), product("btd,df->btf", layer, "up", y, drop)
     if config.mlp_bias:
         gate, up = gate + layer["gate_bias"].astype(dtype), up + layer["up_bias"].astype(dtype)
-    down = (jax.nn.silu(gate) * up) @ layer["down"].astype(dtype)
+    down = product("btf,fd->btd", layer, "down", jax.nn.silu(gate) * up, drop)
     return down + layer["down_bias"].astype(dtype) if config.mlp_bias else down
 
 
@@ -102,6 +121,14 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
         return x
     keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
     return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
+
+
+def adapter_drop(rate: float, key: jax.Array | None) -> Drop:
+    """Dropout of adapters' inputs, drawn anew for each matrix from a layer's key."""
+    if key is None or rate == 0.0:
+        return keep_all
+    # A key's split gives what folding 0 and 1 into it gives, and these two drop the residual branches.
+    return lambda name, x: dropout(x, rate, jax.random.fold_in(key, 2 + PROJECTIONS.index(name)))
 
 
 def embed(params: Params, tokens_BT: jax.Array, dtype) -> jax.Array:
@@ -125,6 +152,7 @@ def hidden_states(
     remat: bool = False,
     dropout_rate: float = 0.0,
     dropout_key: jax.Array | None = None,
+    adapter_dropout: float = 0.0,
     constrain: Callable[[jax.Array], jax.Array] = lambda x: x,
 ) -> jax.Array:
     """Hidden states after the final norm, [B, T, D], for right-padded rows that start at position 0.
@@ -135,6 +163,7 @@ def hidden_states(
       remat: recompute each layer's inside in the backward pass instead of keeping it.
       dropout_rate: probability of zeroing each element of a layer's two residual branches.
       dropout_key: None turns dropout off.
+      adapter_dropout: probability of zeroing each element of an adapter's input.
       constrain: applied to activations at layer borders (a sharding constraint on a mesh).
     """
     B, T = tokens_BT.shape
@@ -143,10 +172,12 @@ def hidden_states(
 
     def block(x, layer_and_index):
         layer, index = layer_and_index
-        keys = (None, None) if dropout_key is None else jax.random.split(jax.random.fold_in(dropout_key, index))
-        q, k, v = project_qkv(config, layer, x, rope)
-        x = x + dropout(project_out(config, layer, attention(q, k, v, causal)), dropout_rate, keys[0])
-        x = constrain(x + dropout(mlp(config, layer, x), dropout_rate, keys[1]))
+        key = None if dropout_key is None else jax.random.fold_in(dropout_key, index)
+        keys = (None, None) if key is None else jax.random.split(key)
+        drop = adapter_drop(adapter_dropout, key)
+        q, k, v = project_qkv(config, layer, x, rope, drop)
+        x = x + dropout(project_out(config, layer, attention(q, k, v, causal), drop), dropout_rate, keys[0])
+        x = constrain(x + dropout(mlp(config, layer, x, drop), dropout_rate, keys[1]))
         return x, None
 
     x = constrain(embed(params, tokens_BT, dtype))

@@ -47,6 +47,7 @@ def response_logps(
     remat: bool = False,
     dropout_rate: float = 0.0,
     dropout_key: jax.Array | None = None,
+    adapter_dropout: float = 0.0,
     constrain: Callable[[jax.Array], jax.Array] = lambda x: x,
 ) -> jax.Array:
     """Summed log-probability of each row's response given its prompt, float32 [B], in nats.
@@ -61,6 +62,7 @@ def response_logps(
         remat=remat,
         dropout_rate=dropout_rate,
         dropout_key=dropout_key,
+        adapter_dropout=adapter_dropout,
         constrain=constrain,
     )
     offsets_W = jnp.arange(batch.targets.shape[1])

@@ -17,8 +17,8 @@ from jax.sharding import NamedSharding
 
 from selfreward_jax.core.mesh import constrain_rows, replicated
 from selfreward_jax.llama.config import LlamaConfig
-from selfreward_jax.llama.load import shardings
-from selfreward_jax.llama.params import Params
+from selfreward_jax.llama.lora import LoraSettings, attach, trained_specs
+from selfreward_jax.llama.params import Params, shardings
 from selfreward_jax.training.batches import Batch, TrainRow
 from selfreward_jax.training.logps import response_logps
 from selfreward_jax.training.objectives import PairLogps, dpo_loss
@@ -27,7 +27,7 @@ from selfreward_jax.training.optimizer import OptimizerSettings, make_optimizer,
 
 @struct.dataclass
 class TrainState:
-    """What a checkpoint holds: updates done so far, weights, optimiser state."""
+    """What a checkpoint holds: updates done so far, the weights that are trained, optimiser state."""
 
     step: jax.Array
     params: Params
@@ -36,12 +36,13 @@ class TrainState:
 
 @dataclasses.dataclass(frozen=True)
 class ForwardSettings:
-    """How log-probabilities are computed; static under jit."""
+    """How log-probabilities are computed, and with `lora` that its adapter alone is trained; static under jit."""
 
     dtype: str
     head_chunk: int
     remat: bool
     dropout: float
+    lora: LoraSettings | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,16 +90,23 @@ def gradients(
     reference: PairLogps | None,
     count: jax.Array,
     key: jax.Array,
+    frozen: Params | None = None,
 ) -> tuple[Params, dict[str, jax.Array]]:
     """Gradient of a micro-batch's share of the loss, and its metric sums (`loss` is already the share).
 
     Args:
+      params: what is trained.
       reference: the frozen model's log-probabilities of the same rows, for objectives that need them.
       count: what the whole batch's loss is divided by.
       key: of the dropout.
+      frozen: with `settings.lora` the weights beside which `params` is the adapter; they have no gradient.
     """
 
-    def loss_fn(params):
+    lora = settings.lora
+    adapter_dropout = lora.dropout if lora else 0.0
+
+    def loss_fn(trained):
+        params = attach(lora, frozen, trained) if lora and frozen else trained
         logps_B = response_logps(
             config,
             params,
@@ -107,7 +115,8 @@ def gradients(
             head_chunk=settings.head_chunk,
             remat=settings.remat,
             dropout_rate=settings.dropout,
-            dropout_key=key if settings.dropout > 0 else None,
+            dropout_key=key if settings.dropout > 0 or adapter_dropout > 0 else None,
+            adapter_dropout=adapter_dropout,
             constrain=constrain_rows,
         )
         total, sums = objective.losses(logps_B, batch, reference)
@@ -115,13 +124,15 @@ def gradients(
         return loss, {"loss": loss, **sums}
 
     grads, sums = jax.grad(loss_fn, has_aux=True)(params)
-    return constrain_params(config, grads), sums
+    return constrain_params(config, grads, lora), sums
 
 
-def constrain_params(config: LlamaConfig, tree: Params) -> Params:
+def constrain_params(config: LlamaConfig, tree: Params, lora: LoraSettings | None = None) -> Params:
     """Lays a tree out like the weights under `jax.set_mesh`: left alone, the compiler keeps gradients whole."""
     mesh = jax.sharding.get_abstract_mesh()
-    return tree if mesh.empty else jax.lax.with_sharding_constraint(tree, shardings(config, mesh))
+    if mesh.empty:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, shardings(config, mesh, trained_specs(config, lora)))
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -129,22 +140,28 @@ def add(total, more):
     return jax.tree.map(jnp.add, total, more)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "settings"), donate_argnums=2)
+@functools.partial(jax.jit, static_argnames=("config", "settings", "lora"), donate_argnums=2)
 def update(
-    config: LlamaConfig, settings: OptimizerSettings, state: TrainState, grads: Params
+    config: LlamaConfig,
+    settings: OptimizerSettings,
+    state: TrainState,
+    grads: Params,
+    lora: LoraSettings | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One optimiser step. Returns the new state, the gradient's norm before clipping, and the learning rate."""
-    optimizer = make_optimizer(config, settings)
+    optimizer = make_optimizer(config, settings, lora)
     metrics = {"grad_norm": optax.global_norm(grads), "learning_rate": schedule(settings)(state.step)}
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = cast(Params, optax.apply_updates(state.params, updates))
     return TrainState(state.step + 1, params, opt_state), metrics
 
 
-def init_state(config: LlamaConfig, settings: OptimizerSettings, params: Params) -> TrainState:
+def init_state(
+    config: LlamaConfig, settings: OptimizerSettings, params: Params, lora: LoraSettings | None = None
+) -> TrainState:
     """Step 0; the optimiser's moments are laid out like the weights, which the compiler would not do by itself."""
-    optimizer = make_optimizer(config, settings)
-    beside = params["norm"].sharding
+    optimizer = make_optimizer(config, settings, lora)
+    beside = jax.tree.leaves(params)[0].sharding
     layout = optax.tree.map_params(
         optimizer,
         lambda _, weight: weight.sharding,

@@ -15,7 +15,8 @@ BASE = str(CONFIGS / "base.py")
 FIELDS = dict(leaves(base.get_config()))
 NUMBERS = {name: value for name, value in FIELDS.items() if type(value) in (int, float)}
 # Paths and names that only their reader can judge.
-FREE_TEXT = {"model.path", "model.chat_template", "seeds.ift", "seeds.eft", "prompts.source", "judge.template"}
+FREE_TEXT = {"model.path", "model.adapter", "model.chat_template", "seeds.ift", "seeds.eft", "prompts.source"}
+FREE_TEXT |= {"judge.template"}
 
 
 def changed(name: str, value) -> ConfigDict:
