@@ -18,10 +18,10 @@ TOKENS = np.random.default_rng(3).integers(0, GQA.vocab_size, (2, 11))
 SETTINGS = LoraSettings(rank=3, alpha=6.0)
 
 
-def random_adapter(config, settings, seed: int = 1):
+def random_adapter(config, settings, seed: int = 1, size: float = 0.3):
     """Both factors random, so that every target changes the model."""
     rng = np.random.default_rng(seed)
-    draw = lambda spec: jnp.asarray(0.3 * rng.normal(size=full_shape(config, spec)), jnp.float32)  # noqa: E731
+    draw = lambda spec: jnp.asarray(size * rng.normal(size=full_shape(config, spec)), jnp.float32)  # noqa: E731
     return map_specs(draw, lora_specs(config, settings))
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,8 @@ from selfreward_jax.core.checkpoints import Checkpoints
 from selfreward_jax.core.interrupt import Interrupt, Interrupted
 from selfreward_jax.core.mesh import put_rows
 from selfreward_jax.llama.lora import LoraSettings, lora_specs, merge
-from selfreward_jax.llama.params import shardings
+from selfreward_jax.llama.model import adapter_drop
+from selfreward_jax.llama.params import PROJECTIONS, shardings
 from selfreward_jax.training.loop import micro_batches, train, trainable
 from selfreward_jax.training.step import add, gradients, init_state, update
 from tests.engine.small_llama import GQA, random_params, small_model
@@ -24,6 +24,7 @@ from tests.training.test_train import DPO_RUN, SETTINGS, SFT_ROWS, StopAfter
 
 LORA = LoraSettings(rank=3, alpha=6.0)
 WITH_LORA = dataclasses.replace(FORWARD, lora=LORA)
+DROPPED = dataclasses.replace(FORWARD, lora=dataclasses.replace(LORA, dropout=0.5))
 
 
 def batches(rows, kind: str):
@@ -46,7 +47,7 @@ def lora_gradients(params, adapter, rows, kind: str, forward=WITH_LORA, key=None
 
 @pytest.mark.parametrize("kind", ["sft", "dpo"])
 def test_gradients_are_finite_differences_of_the_naive_model(kind):
-    rows, params, adapter = make_rows(kind, 3), random_params(GQA), random_adapter(GQA, LORA)
+    rows, params, adapter = make_rows(kind, 4), random_params(GQA), random_adapter(GQA, LORA)
     grads, sums = lora_gradients(params, adapter, rows, kind)
     loss = lambda adapter: naive_loss(GQA, merged64(GQA, LORA, params, adapter), kind, rows)  # noqa: E731
     adapter = jax.tree.map(lambda x: np.asarray(x, np.float64), adapter)
@@ -99,18 +100,14 @@ def test_gradients_and_a_fresh_adapter_are_the_same_on_any_mesh(mesh):
         jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim) or pytest.fail(f"{x.shape}"), tree, layout)
 
 
-def test_gradients_with_frozen_bfloat16_weights_are_float32_and_hardly_differ_between_meshes():
-    """Were they summed over devices in bfloat16, they would differ by a hundredth."""
-    rows, forward = make_rows("dpo", 4), dataclasses.replace(WITH_LORA, dtype="bfloat16")
-    found = []
-    for mesh in ({}, EIGHT):
-        model = small_model(**mesh)
-        params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), model.params)
-        with jax.set_mesh(model.mesh):
-            found.append(lora_gradients(params, fresh(model), rows, "dpo", forward, mesh=model.mesh)[0])
-    for one, many in zip(*map(jax.tree.leaves, found), strict=True):
-        assert one.dtype == many.dtype == jnp.float32
-        assert np.linalg.norm(one - many) <= 2e-2 * np.linalg.norm(one)
+def test_gradients_beside_bfloat16_weights_are_float32():
+    model = small_model()
+    frozen = jax.tree.map(lambda x: x.astype(jnp.bfloat16), model.params)
+    ((batch, reference, count),) = batches(make_rows("dpo", 4), "dpo")
+    forward = dataclasses.replace(WITH_LORA, dtype="bfloat16")
+    call = functools.partial(gradients, GQA, OBJECTIVES["dpo"], forward)
+    grads, _ = jax.eval_shape(call, fresh(model), batch, reference, count, jax.random.key(0), frozen)
+    assert {x.dtype for x in jax.tree.leaves(grads)} == {jnp.dtype("float32")}
 
 
 def test_frozen_weights_have_no_gradient_and_no_product_is_computed_for_one():
@@ -167,29 +164,34 @@ def test_decay_shrinks_both_factors():
 
 
 def test_dropout_acts_on_adapters_inputs_and_is_drawn_for_each_matrix():
-    rows, params, adapter = make_rows("sft", 3), random_params(GQA), random_adapter(GQA, LORA)
-    dropped = dataclasses.replace(WITH_LORA, lora=dataclasses.replace(LORA, dropout=0.5))
+    rows, params, adapter = make_rows("sft", 2), random_params(GQA), random_adapter(GQA, LORA)
 
     def loss(forward, key, adapter=adapter) -> float:
         return float(lora_gradients(params, adapter, rows, "sft", forward, jax.random.key(key))[1]["loss"])
 
     assert loss(WITH_LORA, 0) == loss(WITH_LORA, 1)
-    assert len({loss(dropped, key) for key in (0, 1)} | {loss(WITH_LORA, 0)}) == 3
-    assert loss(dropped, 0) == loss(dropped, 0)
+    assert len({loss(DROPPED, key) for key in (0, 1)} | {loss(WITH_LORA, 0)}) == 3
+    assert loss(DROPPED, 0) == loss(DROPPED, 0)
     nothing = jax.tree.map(jnp.zeros_like, adapter)
-    assert loss(dropped, 0, nothing) == loss(dropped, 1, nothing) == pytest.approx(loss(WITH_LORA, 0, nothing))
+    assert loss(DROPPED, 0, nothing) == loss(DROPPED, 1, nothing) == pytest.approx(loss(WITH_LORA, 0, nothing))
+    # Not one mask for all: the same input in the same matrix's place, under another name.
+    drop = adapter_drop(0.5, jax.random.key(0))
+    ones = jnp.ones(64)
+    masks = {name: tuple(np.asarray(drop(name, ones)).tolist()) for name in PROJECTIONS}
+    assert len(set(masks.values())) == len(PROJECTIONS)
+    assert set(masks["q"]) == {0.0, 2.0}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The loop
 
-DPO_LORA = DPO_RUN | {"settings": dataclasses.replace(DPO_RUN["settings"], forward=WITH_LORA)}
-DROPPED = dataclasses.replace(SETTINGS.forward, lora=dataclasses.replace(LORA, dropout=0.1))
 SFT_LORA = {
     "rows": SFT_ROWS,
     "objective": OBJECTIVES["sft"],
     "settings": dataclasses.replace(SETTINGS, forward=DROPPED, checkpoint_every=2),
 }
+# The same programs as above, which take long to compile.
+DPO_LORA = DPO_RUN | {"settings": dataclasses.replace(DPO_RUN["settings"], forward=WITH_LORA, micro_batch_size=4)}
 
 
 def run(folder=None, *, interrupt=None, model=None, **what):
@@ -239,20 +241,11 @@ def test_a_checkpoint_on_the_way_holds_the_adapter_alone(tmp_path):
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
 
 
-def test_training_on_a_mesh_is_that_on_one_device_and_can_be_resumed(tmp_path):
-    one, *_ = run(**DPO_LORA)
-    eight, *_ = run(**DPO_LORA, model=small_model(**EIGHT))
-    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5, rtol=1e-4), eight.params, one.params)
-    layout = shardings(GQA, eight.mesh)
-    jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim) or pytest.fail(f"{x.shape}"), eight.params, layout)
+def test_training_on_a_mesh_keeps_the_layout_and_can_be_resumed(tmp_path):
+    whole, *_ = run(**DPO_LORA, model=small_model(**EIGHT))
+    layout = shardings(GQA, whole.mesh)
+    jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim) or pytest.fail(f"{x.shape}"), whole.params, layout)
     with pytest.raises(Interrupted):
         run(tmp_path, **DPO_LORA, model=small_model(**EIGHT), interrupt=StopAfter(tmp_path, 3))
     resumed, *_ = run(tmp_path, **DPO_LORA, model=small_model(**EIGHT))
-    jax.tree.map(np.testing.assert_array_equal, resumed.params, eight.params)
-
-
-def test_whole_training_goes_on_from_a_model_that_lora_made_without_its_adapter(tmp_path):
-    model, *_ = run(**SFT_LORA)
-    plain = SFT_LORA | {"settings": SETTINGS}
-    assert run(**plain, model=model)[0].adapter is None
-    assert json.dumps(model.adapter.settings.targets)  # the adapter itself is still there
+    jax.tree.map(np.testing.assert_array_equal, resumed.params, whole.params)
