@@ -58,7 +58,7 @@ def test_the_files_say_what_peft_reads_from_them(base, config, saved, tmp_path):
     """By PEFT's definition, W + alpha / r * B A with Hugging Face's [out, in] matrices, written without our tables."""
     folder, adapter = saved
     fields = json.loads((folder / "adapter_config.json").read_text())
-    assert fields["peft_type"], fields["task_type"] == ("LORA", "CAUSAL_LM")
+    assert (fields["peft_type"], fields["task_type"]) == ("LORA", "CAUSAL_LM")
     assert (fields["r"], fields["lora_alpha"], fields["lora_dropout"], fields["bias"]) == (4, 6, 0.1, "none")
     assert sorted(fields["target_modules"]) == sorted(MODULES)
     weights = safetensors.numpy.load_file(base / "model.safetensors")
