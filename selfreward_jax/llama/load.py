@@ -28,6 +28,7 @@ from selfreward_jax.llama.lora import Adapter, merge
 from selfreward_jax.llama.params import Params, full_shape, param_specs, shardings
 
 MODEL_FILE = "model.json"  # in a run's model folder: which checkpoint is the model
+MERGED = "merged"  # there, of a model that LoRA made: the merged weights, which the training's checkpoints don't hold
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,11 +114,12 @@ def _load_tokenizer(folder: epath.Path):
         raise UserError(f"{folder}: no usable tokenizer ({str(error).splitlines()[0]}).") from None
 
 
-def _checkpoint(path: epath.Path) -> int:
-    """The step that a model file names."""
+def _checkpoint(path: epath.Path) -> tuple[str, int]:
+    """The folder and the step that a model file names."""
     try:
-        return int(json.loads(path.read_text())["checkpoint"])
-    except (KeyError, TypeError, ValueError) as error:
+        facts = json.loads(path.read_text())
+        return str(facts.get("weights", "checkpoints")), int(facts["checkpoint"])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: names no checkpoint ({error}); restore it.") from None
 
 
@@ -197,8 +199,8 @@ def load_model(
     if not location.is_dir():
         params = gguf.load_params(location, config, **layout)
     elif (location / MODEL_FILE).exists():
-        step = _checkpoint(location / MODEL_FILE)
-        checkpoints = Checkpoints(location / "checkpoints")
+        weights, step = _checkpoint(location / MODEL_FILE)
+        checkpoints = Checkpoints(location / weights)
         target = {"params": abstract_params(config, mesh, jnp.dtype(param_dtype))}
         params = checkpoints.restore(step, target)["params"]
         checkpoints.close()
@@ -208,6 +210,15 @@ def load_model(
         learnt = peft.load_adapter(adapter, config, mesh)
         params, path = merge(learnt.settings, params, learnt.params), f"{path} + {adapter}"
     return Model(path, config, params, tokens, mesh, dtype)
+
+
+def save_merged(folder: epath.Path, step: int, params: Params) -> dict[str, str]:
+    """Saves weights beside a training's checkpoints. Returns what the model file is to say of it."""
+    checkpoints = Checkpoints(folder / MERGED)
+    if checkpoints.latest() != step:
+        checkpoints.save(step, {"params": params})
+    checkpoints.close()
+    return {"weights": MERGED}
 
 
 def save_model_files(folder: epath.Path, model: Model, facts: dict) -> None:

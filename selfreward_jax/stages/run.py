@@ -26,7 +26,7 @@ from selfreward_jax.core.store import Journal, Manifest, is_local, sha256_file, 
 from selfreward_jax.core.tokens import Chat, sha256_json
 from selfreward_jax.engine.generate import Engine, EngineSettings
 from selfreward_jax.llama.config import LlamaConfig
-from selfreward_jax.llama.load import MODEL_FILE, Model, load_chat, load_model
+from selfreward_jax.llama.load import MERGED, MODEL_FILE, Model, load_chat, load_model
 
 ADAPTER = "adapter"  # in the folder of a model that LoRA made: what it learnt, in PEFT's format
 
@@ -253,7 +253,7 @@ class Run:
             return
         hosts.wait(f"{marker} is read")
         if hosts.is_writer():
-            for name in ("checkpoints", "tb", ADAPTER):
+            for name in ("checkpoints", "tb", MERGED, ADAPTER):
                 if (marker.parent / name).exists():
                     (marker.parent / name).rmtree()
             (marker.parent / "metrics.jsonl").unlink(missing_ok=True)

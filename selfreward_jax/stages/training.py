@@ -7,15 +7,16 @@ from typing import Any
 from selfreward_jax.core.hosts import is_writer
 from selfreward_jax.core.progress import say
 from selfreward_jax.core.rows import Row, content_id
-from selfreward_jax.llama.load import MODEL_FILE, Model, save_model_files
+from selfreward_jax.llama.load import MODEL_FILE, Model, save_merged, save_model_files
 from selfreward_jax.llama.lora import LoraSettings, count_lora
 from selfreward_jax.llama.params import count_params
 from selfreward_jax.stages.adapters import write_adapter
 from selfreward_jax.stages.run import ModelRef, Run
 from selfreward_jax.training.batches import TrainRow, steps_per_epoch
 from selfreward_jax.training.loop import TrainSettings, train
+from selfreward_jax.training.objectives import Objective
 from selfreward_jax.training.optimizer import OptimizerSettings
-from selfreward_jax.training.step import ForwardSettings, Objective
+from selfreward_jax.training.step import ForwardSettings
 
 
 def train_settings(run: Run, section, rows: int) -> TrainSettings:
@@ -96,14 +97,15 @@ def train_model(
         title=title,
         interrupt=run.interrupt,
     )
+    where = {}
     if model.adapter:
         write_adapter(folder, model.config, dataclasses.replace(model.adapter, base=init.name))
-    save_model_files(folder, model, {"checkpoint": step, "hash": model.hash})
+        where = save_merged(folder, step, model.params)
+    save_model_files(folder, model, {"checkpoint": step, "hash": model.hash, **where})
     run.record(f"m{t}/{MODEL_FILE}", inputs, hash=model.hash, metrics=summarise(log), **facts)
-    # These are only for going on with a training that was stopped.
+    # The optimiser's state is only for going on with a training that was stopped.
     if is_writer():
-        for name in ("opt_state", "adapter"):
-            (folder / "checkpoints" / str(step) / name).rmtree(missing_ok=True)
+        (folder / "checkpoints" / str(step) / "opt_state").rmtree(missing_ok=True)
     run.keep(ModelRef(f"m{t}", model.hash), model)
     return run.ref(f"m{t}")
 

@@ -1,7 +1,6 @@
 """The training loop that SFT and DPO share: batches in a fixed order, checkpoints, and exact resume."""
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 
 import jax
@@ -20,9 +19,9 @@ from selfreward_jax.llama.load import Model
 from selfreward_jax.llama.lora import Adapter, LoraSettings, init_lora, lora_specs, merge
 from selfreward_jax.llama.params import Params, shardings
 from selfreward_jax.training.batches import Batch, TrainRow, batch_indices, make_batch, steps_per_epoch
-from selfreward_jax.training.objectives import PairLogps
+from selfreward_jax.training.objectives import Objective, RowArrays, row_arrays
 from selfreward_jax.training.optimizer import OptimizerSettings
-from selfreward_jax.training.step import ForwardSettings, Objective, TrainState, add, gradients, init_state, update
+from selfreward_jax.training.step import ForwardSettings, TrainState, add, gradients, init_state, update
 
 BEFORE_ANY_STEP = 2**32 - 1  # in the place of a step's number, for the key of what is drawn before them
 
@@ -41,7 +40,7 @@ class TrainSettings:
     tensorboard: bool
 
 
-def micro_batches(rows: Sequence[TrainRow], size: int, bucket: int) -> list[tuple[Batch, PairLogps | None]]:
+def micro_batches(rows: Sequence[TrainRow], size: int, bucket: int) -> list[tuple[Batch, RowArrays]]:
     """Splits a batch into padded micro-batches of like length (longest first); how it is split changes no gradient."""
     ordered = sorted(rows, key=len, reverse=True)
     parts = [ordered[i : i + size] for i in range(0, len(ordered), size)]
@@ -49,13 +48,7 @@ def micro_batches(rows: Sequence[TrainRow], size: int, bucket: int) -> list[tupl
     for part in parts:
         filler = [None] * (size - len(part))
         examples = [e for n in range(len(part[0].examples)) for e in [*(row.examples[n] for row in part), *filler]]
-        batch = make_batch(examples, rows=len(examples), bucket=bucket)
-        reference = None
-        if part[0].reference:
-            columns = np.zeros((2, size), np.float32)
-            columns[:, : len(part)] = np.array([row.reference for row in part], np.float32).T
-            reference = PairLogps(*jnp.asarray(columns))
-        batches.append((batch, reference))
+        batches.append((make_batch(examples, rows=len(examples), bucket=bucket), row_arrays(part, size)))
     return batches
 
 
@@ -74,7 +67,7 @@ def train(
 
     Args:
       model: where to start; its weights are given up. With `settings.forward.lora` they are frozen, checkpoints hold
-        the adapter alone, and the last one the merged weights too.
+        the adapter alone, and it is merged into them at the end.
       rows: the order in which they are seen follows from `seed`.
       folder: for `checkpoints/`, `metrics.jsonl` and `tb/`.
       title: of the progress bar.
@@ -91,53 +84,45 @@ def train(
     per_epoch = steps_per_epoch(len(rows), settings.batch_size)
     lora = settings.forward.lora
     dropout_key = jax.random.key(seed)
-    frozen = model.params if lora else None
+    frozen, item = (model.params, "adapter") if lora else (None, "params")
     state = init_state(model.config, settings.optimizer, trainable(model, lora, dropout_key), lora)
     checkpoints = Checkpoints(folder / "checkpoints", settings.checkpoint_keep) if folder else None
     start = (checkpoints.latest() or 0) if checkpoints else 0
     if checkpoints and start:
-        name = "adapter" if lora else "params"
-        restored = checkpoints.restore(start, {name: state.params, "opt_state": state.opt_state})
-        state = TrainState(jnp.int32(start), restored[name], restored["opt_state"])
+        restored = checkpoints.restore(start, {item: state.params, "opt_state": state.opt_state})
+        state = TrainState(jnp.int32(start), restored[item], restored["opt_state"])
     log = MetricsLog(folder, start_step=start, tensorboard=settings.tensorboard)
-
-    @functools.cache
-    def outcome() -> Params:
-        """The weights of the trained model, once all steps are done."""
-        return merge(lora, model.params, state.params) if lora else state.params
 
     def save(step: int) -> None:
         log.flush()
         if checkpoints and checkpoints.latest() != step:
-            trees = {"adapter": state.params} if lora else {"params": state.params}
-            trees |= {"params": outcome()} if step == steps else {}
-            checkpoints.save(step, trees | {"opt_state": state.opt_state})
+            checkpoints.save(step, {item: state.params, "opt_state": state.opt_state})
 
     with meter(title, steps, done=start, unit="steps") as progress, jax.set_mesh(model.mesh):
         for step in range(start, steps):
             chosen = [rows[i] for i in batch_indices(len(rows), settings.batch_size, seed=seed, step=step)]
-            count = np.float32(objective.count(chosen))
+            counts = {name: np.float32(value) for name, value in objective.counts(chosen).items()}
             total = None
-            for n, (batch, reference) in enumerate(micro_batches(chosen, micro, settings.length_bucket)):
+            for n, (batch, arrays) in enumerate(micro_batches(chosen, micro, settings.length_bucket)):
                 part = gradients(
                     model.config,
                     objective,
                     settings.forward,
                     state.params,
                     put_rows(batch, model.mesh),
-                    put_rows(reference, model.mesh),
-                    count,
+                    put_rows(arrays, model.mesh, axis=-1),
+                    counts,
                     jax.random.fold_in(jax.random.fold_in(dropout_key, step), n),
                     frozen,
                 )
                 total = part if total is None else add(total, part)
             assert total is not None
-            grads, sums = total
+            grads, shares = total
             state, facts = update(model.config, settings.optimizer, state, grads, lora)
             # Of the size of the weights each; they would outlive the step, through checkpoint and next gradients.
             grads = total = part = None
-            sums, facts = jax.device_get((sums, facts))
-            loss = float(sums.pop("loss"))
+            shares, facts = jax.device_get((shares, facts))
+            loss = float(shares.pop("loss"))
             if not np.isfinite([loss, facts["grad_norm"]]).all():
                 raise UserError(
                     f"{title}: the loss is {loss} and the gradient's norm {facts['grad_norm']} at step {step + 1};"
@@ -149,7 +134,7 @@ def train(
                     "step": step + 1,
                     "epoch": (step + 1) / per_epoch,
                     "loss": loss,
-                    **{name: float(value / count) for name, value in sums.items()},
+                    **{name: float(value) for name, value in shares.items()},
                     **{name: float(value) for name, value in facts.items()},
                     "num_tokens": tokens + (log.rows[-1]["num_tokens"] if log.rows else 0),
                 }
@@ -163,8 +148,11 @@ def train(
     if checkpoints:
         checkpoints.close()
     log.close()
-    adapter = Adapter(lora, state.params, model.name) if lora else None
-    return dataclasses.replace(model, params=outcome(), adapter=adapter), steps, log.rows
+    if lora is None:
+        return dataclasses.replace(model, params=state.params, adapter=None), steps, log.rows
+    merged = merge(lora, model.params, state.params)
+    adapter = Adapter(lora, state.params, model.name)
+    return dataclasses.replace(model, params=merged, adapter=adapter), steps, log.rows
 
 
 def trainable(model: Model, lora: LoraSettings | None, key: jax.Array) -> Params:

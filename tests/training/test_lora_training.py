@@ -16,7 +16,7 @@ from selfreward_jax.llama.lora import LoraSettings, lora_specs, merge
 from selfreward_jax.llama.model import adapter_drop
 from selfreward_jax.llama.params import PROJECTIONS, shardings
 from selfreward_jax.training.loop import micro_batches, train, trainable
-from selfreward_jax.training.step import add, gradients, init_state, update
+from selfreward_jax.training.step import gradients, init_state, update
 from tests.engine.small_llama import GQA, random_params, small_model
 from tests.llama.test_lora import merged64, random_adapter
 from tests.training.test_gradients import BUCKET, EIGHT, FORWARD, OBJECTIVES, OPTIMIZER, make_rows, naive_loss
@@ -27,22 +27,19 @@ WITH_LORA = dataclasses.replace(FORWARD, lora=LORA)
 DROPPED = dataclasses.replace(FORWARD, lora=dataclasses.replace(LORA, dropout=0.5))
 
 
-def batches(rows, kind: str):
-    count = np.float32(OBJECTIVES[kind].count(rows))
-    return [(*part, count) for part in micro_batches(rows, len(rows), BUCKET)]
+def batch_of(rows, kind: str):
+    """What `gradients` takes of all rows at once."""
+    ((batch, arrays),) = micro_batches(rows, len(rows), BUCKET)
+    return batch, arrays, {name: np.float32(value) for name, value in OBJECTIVES[kind].counts(rows).items()}
 
 
 def lora_gradients(params, adapter, rows, kind: str, forward=WITH_LORA, key=None, mesh=None):
-    """Of a batch at once, and its metric sums."""
-    put = functools.partial(put_rows, mesh=mesh) if mesh else lambda x: x
-    parts = [
-        gradients(
-            GQA, OBJECTIVES[kind], forward, adapter, put(batch), put(reference), count,
-            jax.random.key(0) if key is None else key, params,
-        )
-        for batch, reference, count in batches(rows, kind)
-    ]  # fmt: skip
-    return functools.reduce(add, parts)
+    """Of a batch at once, and its metrics."""
+    batch, arrays, counts = batch_of(rows, kind)
+    if mesh:
+        batch, arrays = put_rows(batch, mesh), put_rows(arrays, mesh, axis=-1)
+    key = jax.random.key(0) if key is None else key
+    return gradients(GQA, OBJECTIVES[kind], forward, adapter, batch, arrays, counts, key, params)
 
 
 @pytest.mark.parametrize("kind", ["sft", "dpo"])
@@ -68,8 +65,7 @@ def test_gradients_follow_from_those_of_the_whole_weights_by_the_chain_rule():
     rows, params, adapter = make_rows("dpo", 4), random_params(GQA), random_adapter(GQA, LORA)
     grads, _ = lora_gradients(params, adapter, rows, "dpo")
     merged = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), merged64(GQA, LORA, params, adapter))
-    ((batch, reference, count),) = batches(rows, "dpo")
-    whole, _ = gradients(GQA, OBJECTIVES["dpo"], FORWARD, merged, batch, reference, count, jax.random.key(0))
+    whole, _ = gradients(GQA, OBJECTIVES["dpo"], FORWARD, merged, *batch_of(rows, "dpo"), jax.random.key(0))
     for name, pair in adapter.items():
         for n in range(GQA.num_layers):
             a, b = (np.asarray(pair[side][n], np.float64) for side in ("a", "b"))
@@ -103,18 +99,17 @@ def test_gradients_and_a_fresh_adapter_are_the_same_on_any_mesh(mesh):
 def test_gradients_beside_bfloat16_weights_are_float32():
     model = small_model()
     frozen = jax.tree.map(lambda x: x.astype(jnp.bfloat16), model.params)
-    ((batch, reference, count),) = batches(make_rows("dpo", 4), "dpo")
+    arguments = batch_of(make_rows("dpo", 4), "dpo")
     forward = dataclasses.replace(WITH_LORA, dtype="bfloat16")
     call = functools.partial(gradients, GQA, OBJECTIVES["dpo"], forward)
-    grads, _ = jax.eval_shape(call, fresh(model), batch, reference, count, jax.random.key(0), frozen)
+    grads, _ = jax.eval_shape(call, fresh(model), *arguments, jax.random.key(0), frozen)
     assert {x.dtype for x in jax.tree.leaves(grads)} == {jnp.dtype("float32")}
 
 
 def test_frozen_weights_have_no_gradient_and_no_product_is_computed_for_one():
     """Every matrix has a shape of its own, and no operation has that shape but its cast and those of its adapter."""
     rows, params, adapter = make_rows("sft", 2), random_params(GQA), random_adapter(GQA, LORA)
-    ((batch, reference, count),) = batches(rows, "sft")
-    arguments = (batch, reference, count, jax.random.key(0))
+    arguments = (*batch_of(rows, "sft"), jax.random.key(0))
 
     def products(forward, trained, frozen) -> list[tuple[int, ...]]:
         call = functools.partial(gradients, GQA, OBJECTIVES["sft"], forward, frozen=frozen)
@@ -214,7 +209,8 @@ def test_what_a_training_ends_with_is_its_base_and_its_adapter_merged(tmp_path):
     assert log[-1]["loss"] < log[0]["loss"]
     base = random_params(GQA)
     jax.tree.map(np.testing.assert_array_equal, model.params, merge(LORA, base, model.adapter.params))
-    jax.tree.map(np.testing.assert_array_equal, weights(tmp_path, step, "params", model.params), model.params)
+    saved = weights(tmp_path, step, "adapter", model.adapter.params)
+    jax.tree.map(np.testing.assert_array_equal, saved, model.adapter.params)
     base = random_params(GQA)
     for name in ("embed", "norm", "head"):
         np.testing.assert_array_equal(model.params[name], base[name])
@@ -233,7 +229,7 @@ def test_stopped_and_resumed_is_the_same_as_uninterrupted(tmp_path):
     assert resumed.hash == whole.hash
 
 
-def test_a_checkpoint_on_the_way_holds_the_adapter_alone(tmp_path):
+def test_a_checkpoint_holds_the_adapter_and_its_optimiser_alone(tmp_path):
     with pytest.raises(Interrupted):
         run(tmp_path, **SFT_LORA, interrupt=StopAfter(tmp_path, 3))
     items = {path.name for path in (tmp_path / "checkpoints" / "3").iterdir() if path.is_dir()}
