@@ -105,6 +105,13 @@ def test_a_whole_number_is_a_number_and_a_list_is_a_tuple():
     check(changed("prompts.keywords", ["image"]))
 
 
+@pytest.mark.parametrize("targets", ["()", "('q', 'embed')", "('q', 'q')"])
+def test_lora_targets_are_matrices_each_once(targets):
+    assert_refused(
+        r"config\.lora\.targets: .* must hold some of q, k, v, o, ", BASE, f"--config.lora.targets={targets}"
+    )
+
+
 def test_keywords_are_text():
     assert_refused(r"config\.prompts\.keywords: \(1, 2\)", BASE, "--config.prompts.keywords=(1, 2)")
 
