@@ -211,8 +211,11 @@ def chat(options: argparse.Namespace, overrides: Overrides, interrupt: Interrupt
 
     if bool(options.workdir) == bool(options.model):
         raise UserError("chat: give either --workdir=DIR or --model=DIR.")
+    if options.workdir and options.adapter:
+        raise UserError("chat: --adapter=DIR goes with --model=DIR.")
+    path, adapter = (options.model, options.adapter) if options.model else newest_model(options.workdir)
     converse(
-        load_model(options.model or newest_model(options.workdir), dtype=options.dtype, adapter=options.adapter),
+        load_model(path, dtype=options.dtype, adapter=adapter),
         temperature=options.temperature,
         top_p=options.top_p,
         max_new_tokens=options.max_new_tokens,
@@ -220,8 +223,8 @@ def chat(options: argparse.Namespace, overrides: Overrides, interrupt: Interrupt
     )
 
 
-def newest_model(workdir: str) -> str:
-    """The highest M_t of a run, or its M0.
+def newest_model(workdir: str) -> tuple[str, str]:
+    """The highest M_t of a run, or its M0; and the adapter that belongs to it.
 
     Raises:
       UserError: there is no run.
@@ -230,5 +233,5 @@ def newest_model(workdir: str) -> str:
     config = stored_config(root)
     made = [p for p in root.glob("m*") if p.name[1:].isdigit() and p.name != "m0" and (p / MODEL_FILE).exists()]
     if made:
-        return str(max(made, key=lambda p: int(p.name[1:])))
-    return config["model"]["path"]
+        return str(max(made, key=lambda p: int(p.name[1:]))), ""
+    return config["model"]["path"], config["model"].get("adapter", "")

@@ -90,6 +90,7 @@ def assert_refused_at_once(capsys, words: list[str], *expected: str) -> None:
         (["chat"], ["--workdir=DIR", "--model=DIR"]),
         (["chat", "--workdir=w", "--model=m"], ["--workdir=DIR", "--model=DIR"]),
         (["chat", "--workdir=w"], ["--workdir=w", "no run there"]),
+        (["chat", "--workdir=w", "--adapter=a"], ["--adapter=DIR goes with --model=DIR"]),
         (["chat", "--model=m", "--top_p=0"], ["--top_p"]),
         (["chat", "--model=m", "--temperature=-1"], ["--temperature"]),
         (["chat", "--model=m", "--temperature=nan"], ["--temperature"]),

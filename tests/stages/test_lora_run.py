@@ -18,6 +18,7 @@ from selfreward_jax.llama.lora import LoraSettings
 from selfreward_jax.llama.peft import load_adapter
 from selfreward_jax.stages.run import Run
 from selfreward_jax.stages.training import training_inputs
+from selfreward_jax.verbs import newest_model
 from tests import tiny
 
 pytestmark = pytest.mark.slow
@@ -120,6 +121,7 @@ def test_a_run_may_begin_with_an_adapter_on_its_m0(run, data, tmp_path):
     begun = Run(str(tmp_path / "run"), config)
     assert begun.base().hash == load_model(str(run / "m1")).hash
     assert begun.load(begun.ref("m0")).hash == begun.ref("m0").hash
+    assert newest_model(str(tmp_path / "run")) == (str(data / "model"), str(run / "m1" / "adapter"))
 
 
 def test_adapters_settings_belong_to_what_a_model_depends_on(data, tmp_path):
