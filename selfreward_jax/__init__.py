@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 __all__ = [
+    "LoraSettings",
     "config", "dpo", "export", "generate", "judge", "load", "pairs", "run", "sample_rows", "score", "sft", "table",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
     from selfreward_jax.api import (
+        LoraSettings,
         config,
         dpo,
         export,

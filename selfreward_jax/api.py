@@ -24,6 +24,8 @@ from selfreward_jax.engine.sampling import SamplingSettings
 from selfreward_jax.engine.score import implicit_reward, score_in_order
 from selfreward_jax.llama import hf
 from selfreward_jax.llama.load import Model, load_model
+from selfreward_jax.llama.lora import LoraSettings
+from selfreward_jax.llama.peft import save_adapter
 from selfreward_jax.loop import self_reward
 from selfreward_jax.methods.judging import JudgeTemplate
 from selfreward_jax.methods.score_slot import ScoreSlot
@@ -66,10 +68,14 @@ def config(path: str = "", **fields: Any) -> ConfigDict:
     return made
 
 
-def load(path: str, *, dtype: str = "float32", chat_template: str = "") -> Model:
-    """A model from a Hugging Face folder, a .gguf file, a run's model (`runs/x/m2`) or `package:NAME`."""
+def load(path: str, *, adapter: str = "", dtype: str = "float32", chat_template: str = "") -> Model:
+    """A model from a Hugging Face folder, a .gguf file, a run's model (`runs/x/m2`) or `package:NAME`.
+
+    Args:
+      adapter: a folder with a LoRA adapter in PEFT's format, merged into the weights.
+    """
     keep_compiled_programs()
-    return load_model(path, dtype=dtype, chat_template=chat_template)
+    return load_model(path, dtype=dtype, adapter=adapter, chat_template=chat_template)
 
 
 def _prompts(prompts: Sequence[Any]) -> list[Prompt]:
@@ -220,11 +226,17 @@ def sft(
     epochs: int = 1,
     batch_size: int = 16,
     dropout: float = 0.1,
+    lora: LoraSettings | None = None,
     seed: int = 0,
 ) -> tuple[Model, list[Row]]:
-    """A new model, trained on the `response` of each row, and the metrics of every step; `model` stays usable."""
+    """A new model, trained on the `response` of each row, and the metrics of every step; `model` stays usable.
+
+    Args:
+      lora: trains an adapter alone, such as `LoraSettings(rank=8, alpha=16)`; it is merged into the new model, and
+        `export(..., adapter_only=True)` writes it.
+    """
     data = [TrainRow((_example(model, row["prompt"], row["response"]),)) for row in rows]
-    settings = _settings(model, len(data), learning_rate, final_learning_rate, epochs, batch_size, dropout)
+    settings = _settings(model, len(data), learning_rate, final_learning_rate, epochs, batch_size, dropout, lora)
     return _train(model, data, SFT(), settings, seed, "SFT")
 
 
@@ -240,6 +252,7 @@ def dpo(
     epochs: int = 1,
     batch_size: int = 16,
     dropout: float = 0.1,
+    lora: LoraSettings | None = None,
     seed: int = 0,
     **loss_options: Any,
 ) -> tuple[Model, list[Row]]:
@@ -248,6 +261,7 @@ def dpo(
     Args:
       reference: `model` itself if none is given; not used by losses without one.
       loss_type: one name or several; see section `dpo` of configs/base.py.
+      lora: as in `sft`.
       loss_options: further fields of `core.losses.LossSettings`, for instance `label_smoothing`.
     """
     losses = loss_settings({"beta": beta, "loss_type": loss_type} | loss_options)
@@ -265,15 +279,15 @@ def dpo(
         starts = [x.tail_start for x in labelled for _ in x.labels] if losses.ld_alpha != 1 else None
         logps = iter(score_in_order(reference or model, examples, tail_starts=starts, tail_weight=losses.ld_alpha))
         data = [dataclasses.replace(row, reference=tuple(next(logps) for _ in row.examples)) for row in data]
-    settings = _settings(model, len(data), learning_rate, final_learning_rate, epochs, batch_size, dropout)
+    settings = _settings(model, len(data), learning_rate, final_learning_rate, epochs, batch_size, dropout, lora)
     return _train(model, data, make_objective(losses), settings, seed, "DPO")
 
 
-def _settings(model, rows, learning_rate, final_learning_rate, epochs, batch_size, dropout) -> TrainSettings:
+def _settings(model, rows, learning_rate, final_learning_rate, epochs, batch_size, dropout, lora) -> TrainSettings:
     steps = steps_per_epoch(rows, batch_size) * epochs
     return TrainSettings(
         optimizer=OptimizerSettings(learning_rate, final_learning_rate, 0, steps),
-        forward=ForwardSettings(model.dtype, 512, "block", dropout),
+        forward=ForwardSettings(model.dtype, 512, "block", dropout, lora=lora),
         batch_size=batch_size,
         layout=Layout(batch_size, 128),
         checkpoint_every=steps,
@@ -307,9 +321,17 @@ def table(rows: Sequence[Row]):
     return summary.table(rows)
 
 
-def export(model: Model, folder: str, *, dtype: str | None = None) -> None:
-    """Writes a Hugging Face folder that `transformers` opens: weights, configuration, tokenizer, chat template."""
+def export(model: Model, folder: str, *, dtype: str | None = None, adapter_only: bool = False) -> None:
+    """Writes a Hugging Face folder that `transformers` opens: weights, configuration, tokenizer, chat template.
+
+    Args:
+      adapter_only: writes instead what `sft` or `dpo` with `lora` added to the model it began with, for PEFT.
+    """
+    if adapter_only and model.adapter is None:
+        raise UserError(f"export: {model.name} has no adapter; train it with lora=LoraSettings(...).")
     try:
+        if adapter_only and model.adapter:
+            return save_adapter(folder, model.config, model.adapter)
         hf.save_pretrained(
             epath.Path(folder),
             model.config,

@@ -69,14 +69,23 @@ def _score_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="DIR", help="HF folder, .gguf, runs/x/m2, package:NAME")
+    _adapter_argument(parser)
     parser.add_argument(
         "--dtype", default="float32", choices=["float32", "bfloat16"], help="of the computation (default float32)"
     )
 
 
+def _adapter_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--adapter", default="", metavar="DIR", help="a LoRA adapter of PEFT, merged into the model")
+
+
 def _export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="DIR", help="a run's model (runs/x/m3), HF folder or .gguf")
+    _adapter_argument(parser)
     parser.add_argument("--output", required=True, metavar="DIR", help="a new folder")
+    parser.add_argument(
+        "--adapter_only", action="store_true", help="of a model that LoRA made: what it learnt since M0, for PEFT"
+    )
     parser.add_argument(
         "--dtype", default="float32", choices=["float32", "bfloat16"], help="of the weights (default float32)"
     )
@@ -85,6 +94,7 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
 def _chat_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workdir", default="", metavar="DIR", help="a run; its newest model is used")
     parser.add_argument("--model", default="", metavar="DIR", help="or any model")
+    _adapter_argument(parser)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="default float32")
     parser.add_argument("--temperature", type=_number(float, 0), default=0.7, help="0 is greedy (default 0.7)")
     parser.add_argument("--top_p", type=_number(float, 1e-6, 1), default=0.9, help="default 0.9")

@@ -16,7 +16,9 @@ from selfreward_jax.core.progress import meter, say
 from selfreward_jax.core.rows import Judgement, Pair, Prompt, Response, Row, as_messages, load_rows, read_jsonl, to_line
 from selfreward_jax.core.store import write_atomic
 from selfreward_jax.engine.score import implicit_reward, score_in_order
+from selfreward_jax.llama import hf
 from selfreward_jax.llama.load import MODEL_FILE, Model, load_model
+from selfreward_jax.llama.peft import save_adapter
 from selfreward_jax.loop import score_last, self_reward
 from selfreward_jax.stages import dpo as dpo_stage
 from selfreward_jax.stages import judge as judge_stage
@@ -25,6 +27,7 @@ from selfreward_jax.stages import prompts as prompts_stage
 from selfreward_jax.stages import respond as respond_stage
 from selfreward_jax.stages import sft as sft_stage
 from selfreward_jax.stages import summary
+from selfreward_jax.stages.adapters import adapter_since_m0
 from selfreward_jax.stages.run import Run, stored_config
 from selfreward_jax.training.batches import Example
 
@@ -45,6 +48,7 @@ def _config(options: argparse.Namespace, overrides: Overrides) -> ConfigDict:
         config.update(stored_config(path.parent))
     config.prompts.keywords = tuple(config.prompts.keywords)
     config.respond.stop = tuple(config.respond.stop)
+    config.lora.targets = tuple(config.lora.targets)
     check(config)
     return config
 
@@ -142,7 +146,7 @@ def score(options: argparse.Namespace, overrides: Overrides, interrupt: Interrup
         return as_messages(prompt), response
 
     rows = read_jsonl(options.input, parse, "rows with prompt and response")
-    model = load_model(options.model, dtype=options.dtype)
+    model = load_model(options.model, dtype=options.dtype, adapter=options.adapter)
     examples = [_example(model.chat, prompt, response, options.raw) for prompt, response in rows]
     for n, example in enumerate(examples, 1):
         if len(example) > model.context:
@@ -186,9 +190,20 @@ def _example(chat, prompt, response: str, raw: bool) -> Example:
 
 
 def export(options: argparse.Namespace, overrides: Overrides, interrupt: Interrupt) -> None:
-    model = load_model(options.model, param_dtype=options.dtype)
+    if options.adapter_only:
+        return _export_adapter(options)
+    model = load_model(options.model, param_dtype=options.dtype, adapter=options.adapter)
     api.export(model, options.output)
     say(f"{options.model} lies in {options.output}, for transformers and everything that reads its format")
+
+
+def _export_adapter(options: argparse.Namespace) -> None:
+    if options.adapter:
+        raise UserError("export: give either --adapter=DIR or --adapter_only.")
+    config = hf.read_config(options.model)
+    learnt = adapter_since_m0(epath.Path(options.model), config)
+    save_adapter(options.output, config, learnt)
+    say(f"what {options.model} learnt lies in {options.output}, an adapter of {learnt.base} for PEFT")
 
 
 def chat(options: argparse.Namespace, overrides: Overrides, interrupt: Interrupt) -> None:
@@ -196,8 +211,11 @@ def chat(options: argparse.Namespace, overrides: Overrides, interrupt: Interrupt
 
     if bool(options.workdir) == bool(options.model):
         raise UserError("chat: give either --workdir=DIR or --model=DIR.")
+    if options.workdir and options.adapter:
+        raise UserError("chat: --adapter=DIR goes with --model=DIR.")
+    path, adapter = (options.model, options.adapter) if options.model else newest_model(options.workdir)
     converse(
-        load_model(options.model or newest_model(options.workdir), dtype=options.dtype),
+        load_model(path, dtype=options.dtype, adapter=adapter),
         temperature=options.temperature,
         top_p=options.top_p,
         max_new_tokens=options.max_new_tokens,
@@ -205,8 +223,8 @@ def chat(options: argparse.Namespace, overrides: Overrides, interrupt: Interrupt
     )
 
 
-def newest_model(workdir: str) -> str:
-    """The highest M_t of a run, or its M0.
+def newest_model(workdir: str) -> tuple[str, str]:
+    """The highest M_t of a run, or its M0; and the adapter that belongs to it.
 
     Raises:
       UserError: there is no run.
@@ -215,5 +233,5 @@ def newest_model(workdir: str) -> str:
     config = stored_config(root)
     made = [p for p in root.glob("m*") if p.name[1:].isdigit() and p.name != "m0" and (p / MODEL_FILE).exists()]
     if made:
-        return str(max(made, key=lambda p: int(p.name[1:])))
-    return config["model"]["path"]
+        return str(max(made, key=lambda p: int(p.name[1:]))), ""
+    return config["model"]["path"], config["model"].get("adapter", "")

@@ -321,6 +321,20 @@ def test_an_exported_model_is_the_same_when_it_is_loaded(model, tmp_path):
     assert again.chat.hashes == model.chat.hashes
 
 
+def test_sft_with_lora_learns_an_adapter_that_can_be_exported_and_loaded(model, seeds, data, tmp_path):
+    before = jax.tree.map(np.asarray, model.params)
+    settings = sr.LoraSettings(rank=2, alpha=4, targets=("q", "v"))
+    tuned, log = sr.sft(model, seeds[:4], lora=settings, epochs=2, **JUST_LIKE_THE_RUN)
+    assert log[1]["loss"] < log[0]["loss"]
+    jax.tree.map(np.testing.assert_array_equal, model.params, before)
+    sr.export(tuned, str(tmp_path / "adapter"), adapter_only=True)
+    assert sr.load(str(data / "model"), adapter=str(tmp_path / "adapter")).hash == tuned.hash != model.hash
+    with pytest.raises(UserError, match="has no adapter; train it with lora="):
+        sr.export(model, str(tmp_path / "none"), adapter_only=True)
+    with pytest.raises(UserError, match="LoRA: rank 0"):
+        sr.LoraSettings(rank=0, alpha=4)
+
+
 def test_an_export_can_be_rounded(model, tmp_path):
     sr.export(model, str(tmp_path / "out"), dtype="bfloat16")
     rounded = jax.tree.map(lambda x: x.astype("bfloat16").astype("float32"), model.params)

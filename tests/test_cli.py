@@ -90,6 +90,7 @@ def assert_refused_at_once(capsys, words: list[str], *expected: str) -> None:
         (["chat"], ["--workdir=DIR", "--model=DIR"]),
         (["chat", "--workdir=w", "--model=m"], ["--workdir=DIR", "--model=DIR"]),
         (["chat", "--workdir=w"], ["--workdir=w", "no run there"]),
+        (["chat", "--workdir=w", "--adapter=a"], ["--adapter=DIR goes with --model=DIR"]),
         (["chat", "--model=m", "--top_p=0"], ["--top_p"]),
         (["chat", "--model=m", "--temperature=-1"], ["--temperature"]),
         (["chat", "--model=m", "--temperature=nan"], ["--temperature"]),
@@ -381,7 +382,7 @@ def test_help_names_every_verb_and_flag(words, capsys):
             "run": ["--config", "--workdir", "--resume", "--config.FIELD=VALUE"],
             "sft": ["--config", "--workdir", "--resume", "--config.FIELD=VALUE"],
             "score": ["--model", "--input", "--output", "--raw", "--rows", "--dtype"],
-            "export": ["--model", "--output", "--dtype"],
+            "export": ["--model", "--adapter", "--adapter_only", "--output", "--dtype"],
             "chat": ["--workdir", "--model", "--dtype", "--temperature", "--top_p", "--max_new_tokens", "--seed"],
         }
         stage = [*flags["run"], "--iteration"]

@@ -70,6 +70,9 @@ BOUNDS: Mapping[str, tuple[float | None, float | None]] = {
     "dpo.discopop_tau": (1e-6, 1),
     "dpo.desirable_weight": (0, None),
     "dpo.undesirable_weight": (0, None),
+    "lora.rank": (0, None),
+    "lora.alpha": (1e-6, None),
+    "lora.dropout": (0, 0.99),
     "training.length_bucket": (1, None),
     "training.pack": (0, None),
     "training.head_chunk": (1, None),
@@ -144,6 +147,9 @@ def check(config: ConfigDict) -> None:
     for name in ("prompts.keywords", "respond.stop"):
         if not all(isinstance(word, str) and word for word in given[name]):
             raise UserError(f"config.{name}: {given[name]!r} must hold text only, and none that is empty.")
+    targets, every = given["lora.targets"], known["lora.targets"]
+    if not targets or any(name not in every for name in targets) or len(set(targets)) < len(targets):
+        raise UserError(f"config.lora.targets: {targets!r} must hold some of {', '.join(every)}, each once.")
     if given["respond.min_new_tokens"] > given["respond.max_new_tokens"]:
         raise UserError("config.respond.min_new_tokens: more than respond.max_new_tokens.")
     if given["prompts.min_words"] > given["prompts.max_words"]:

@@ -75,11 +75,11 @@ def read_config(folder: epath.PathLike) -> LlamaConfig:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; a Hugging Face model folder (config.json, safetensors) is needed.")
     path = folder / CONFIG
-    config = config_from_hf(_read_json(path), where=str(path))
+    config = config_from_hf(read_json(path), where=str(path))
     generation_path = folder / GENERATION_CONFIG
     if not generation_path.exists():
         return config
-    further = _read_json(generation_path).get("eos_token_id")
+    further = read_json(generation_path).get("eos_token_id")
     further = further if isinstance(further, list) else [] if further is None else [further]
     if not all(type(token) is int for token in further):
         raise UserError(f"{generation_path}: eos_token_id is {further!r}; an id or a list of ids is needed.")
@@ -102,12 +102,12 @@ def load_params(folder: epath.PathLike, config: LlamaConfig, *, dtype=None, shar
     """
     folder = epath.Path(folder)
     with contextlib.ExitStack() as opened:
-        tensors = _open_tensors(folder, _weight_map(folder), opened)
+        tensors = open_tensors(folder, _weight_map(folder), opened)
         return assemble_params(config, tensors, where=str(folder), dtype=dtype, shardings=shardings)
 
 
 def assemble_params(
-    config: LlamaConfig, tensors: Mapping[str, Tensor], *, where: str, dtype=None, shardings=None
+    config: LlamaConfig, tensors: Mapping[str, Tensor], *, where: str, dtype=None, shardings=None, specs=None
 ) -> Params:
     """Stacks, transposes, casts and places the tensors of a model, one parameter at a time.
 
@@ -115,9 +115,10 @@ def assemble_params(
       tensors: by Hugging Face name.
       where: folder or file, for error messages.
       dtype, shardings: as in `load_params`.
+      specs: the tree of `ParamSpec`s to assemble; None for the model's own.
     """
-    specs = param_specs(config)
-    check_tensors(config, tensors, where)
+    specs = param_specs(config) if specs is None else specs
+    check_tensors(config, tensors, where, specs)
 
     def load(spec: ParamSpec, sharding: jax.sharding.Sharding | None) -> jax.Array:
         sources = [tensors[name] for name in _hf_names(config, spec)]
@@ -136,15 +137,13 @@ def assemble_params(
     return jax.tree.map(load, specs, shardings, is_leaf=is_spec)
 
 
-def check_tensors(config: LlamaConfig, tensors: Mapping[str, Tensor], where: str) -> None:
+def check_tensors(config: LlamaConfig, tensors: Mapping[str, Tensor], where: str, specs) -> None:
     """Refuses tensors that are missing, quantised, of another shape than the config says, or of no use to the model."""
     expected = {
-        name: spec.hf_shape
-        for spec in jax.tree.leaves(param_specs(config), is_leaf=is_spec)
-        for name in _hf_names(config, spec)
+        name: spec.hf_shape for spec in jax.tree.leaves(specs, is_leaf=is_spec) for name in _hf_names(config, spec)
     }
     if missing := [name for name in expected if name not in tensors]:
-        raise UserError(f"{where}: {_some(missing)} missing; the files are incomplete or don't belong to this config.")
+        raise UserError(f"{where}: {some(missing)} missing; the files are incomplete or don't belong to this config.")
     for name, shape in expected.items():
         found = tensors[name]
         if found.dtype not in DTYPES:
@@ -156,7 +155,7 @@ def check_tensors(config: LlamaConfig, tensors: Mapping[str, Tensor], where: str
             raise UserError(f"{found.where} has shape {list(found.shape)}, but the config says {list(shape)}.")
     if extra := [name for name in tensors if name not in expected and not _ignored(config, name)]:
         raise UserError(
-            f"{where}: {_some(extra)} not part of the model that the config describes; "
+            f"{where}: {some(extra)} not part of the model that the config describes; "
             "leaving tensors out would change its answers."
         )
 
@@ -230,11 +229,11 @@ def _weight_map(folder: epath.Path) -> dict[str, list[str] | None]:
         pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
         if pickles:
             raise UserError(
-                f"{folder}: only pickle weights ({_some(pickles, verb=False)}), which are never loaded since they can "
+                f"{folder}: only pickle weights ({some(pickles, verb=False)}), which are never loaded since they can "
                 "run code; convert to safetensors (transformers: model.save_pretrained(folder))."
             )
         raise UserError(f"{folder}: neither {WEIGHTS} nor {INDEX} is there; download the model's safetensors files.")
-    entries = _read_json(path).get("weight_map")
+    entries = read_json(path).get("weight_map")
     if not isinstance(entries, dict) or not all(isinstance(file, str) for file in entries.values()):
         raise UserError(f"{path}: no weight_map (tensor name to file name) in it; download the file again.")
     shards: dict[str, list[str]] = {}
@@ -245,12 +244,12 @@ def _weight_map(folder: epath.Path) -> dict[str, list[str] | None]:
     return dict(shards)
 
 
-def _open_tensors(
+def open_tensors(
     folder: epath.Path, shards: Mapping[str, list[str] | None], opened: contextlib.ExitStack
 ) -> dict[str, Tensor]:
     """Opens the shards (until `opened` closes) and describes their tensors by name."""
     if missing := [name for name in shards if not (folder / name).exists()]:
-        raise UserError(f"{folder}: {_some(missing)} missing, though {INDEX} names such shards; download them.")
+        raise UserError(f"{folder}: {some(missing)} missing, though {INDEX} names such shards; download them.")
     tensors = {}
     for file_name, wanted in shards.items():
         path = folder / file_name
@@ -275,7 +274,7 @@ def local_copy(path: epath.Path, opened: contextlib.ExitStack) -> str:
     return os.fspath(copy)
 
 
-def _read_json(path: epath.Path) -> dict[str, Any]:
+def read_json(path: epath.Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError):
@@ -287,7 +286,7 @@ def _read_json(path: epath.Path) -> dict[str, Any]:
     return value
 
 
-def _some(names: Iterable[str], verb: bool = True, limit: int = 3) -> str:
+def some(names: Iterable[str], verb: bool = True, limit: int = 3) -> str:
     """`a, b, c and 4 more are`, for error messages of one line."""
     names = list(names)
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
@@ -359,7 +358,7 @@ def save_pretrained(
     target = epath.Path(folder)
     # Every process looks before any writes, or some would be left waiting for one that gave up.
     refuse_existing(target)
-    _wait_for_all(f"save_pretrained {target}: start")
+    wait_for_all(f"save_pretrained {target}: start")
     with contextlib.ExitStack() as stack:
         writer = jax.process_index() == 0
         work = stack.enter_context(whole_folder(target)) if writer else None
@@ -369,24 +368,24 @@ def save_pretrained(
             arrays = {tensor.name: tensor.to_host() for tensor in shard}  # all processes: gathering is collective
             weight_map |= dict.fromkeys(arrays, name)
             if work:
-                _write_safetensors(work / name, arrays)
+                write_safetensors(work / name, arrays)
             del arrays
         if work:
             if len(shards) > 1:
                 index = {"metadata": {"total_size": sum(tensor.nbytes for tensor in tensors)}, "weight_map": weight_map}
-                _write_json(work / INDEX, index)
+                write_json(work / INDEX, index)
             if tokenizer is not None:
                 write_tokenizer(work, tokenizer)
             if provenance is not None:
-                _write_json(work / PROVENANCE, provenance)
+                write_json(work / PROVENANCE, provenance)
             dtype_name = tensors[0].dtype.name
-            _write_json(work / GENERATION_CONFIG, generation_config(config, dtype_name))
+            write_json(work / GENERATION_CONFIG, generation_config(config, dtype_name))
             # Last, because no reader takes a folder without it for a model.
             (work / CONFIG).write_text(config_to_json(config, dtype_name))
-    _wait_for_all(f"save_pretrained {target}: end")
+    wait_for_all(f"save_pretrained {target}: end")
 
 
-def _wait_for_all(name: str) -> None:
+def wait_for_all(name: str) -> None:
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
@@ -399,7 +398,7 @@ def generation_config(config: LlamaConfig, dtype: str) -> dict[str, Any]:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Export:
+class Export:
     """One tensor to be written: its name in the file, and where it comes from."""
 
     name: str
@@ -426,26 +425,27 @@ def _take_layer(stack: jax.Array, layer: int) -> jax.Array:
     return jax.lax.dynamic_index_in_dim(stack, layer, keepdims=False)
 
 
-def _exports(config: LlamaConfig, params: Params, dtype) -> list[_Export]:
+def export_of(spec: ParamSpec, array, dtype, layer: int | None = None) -> Export:
+    """A parameter's tensor (of one layer, where it has layers); dtype None keeps the array's."""
+    saved = np.dtype(array.dtype if dtype is None else dtype)
+    return Export(spec.hf_name.format(layer=layer), spec, array, layer, saved)
+
+
+def _exports(config: LlamaConfig, params: Params, dtype) -> list[Export]:
     """All tensors in the order of the model, so that a shard holds neighbouring layers."""
     specs = param_specs(config)
-
-    def export(spec: ParamSpec, array, layer: int | None = None) -> _Export:
-        saved = np.dtype(array.dtype if dtype is None else dtype)
-        return _Export(spec.hf_name.format(layer=layer), spec, array, layer, saved)
-
     layers = [
-        export(spec, params["layers"][key], layer)
+        export_of(spec, params["layers"][key], dtype, layer)
         for layer in range(config.num_layers)
         for key, spec in specs["layers"].items()
     ]
-    ends = {key: export(spec, params[key]) for key, spec in specs.items() if key != "layers"}
+    ends = {key: export_of(spec, params[key], dtype) for key, spec in specs.items() if key != "layers"}
     return [ends.pop("embed"), *layers, *ends.values()]
 
 
-def _pack(tensors: list[_Export], max_bytes: int) -> list[list[_Export]]:
+def _pack(tensors: list[Export], max_bytes: int) -> list[list[Export]]:
     """Cuts the list into shards of at most `max_bytes`; a larger tensor has a shard of its own."""
-    shards: list[list[_Export]] = []
+    shards: list[list[Export]] = []
     room = 0
     for tensor in tensors:
         if not shards or tensor.nbytes > room:
@@ -456,7 +456,7 @@ def _pack(tensors: list[_Export], max_bytes: int) -> list[list[_Export]]:
     return shards
 
 
-def _write_safetensors(path: epath.Path, arrays: dict[str, np.ndarray]) -> None:
+def write_safetensors(path: epath.Path, arrays: dict[str, np.ndarray]) -> None:
     metadata = {"format": "pt"}  # transformers refuses a file without it
     if is_remote(path):
         path.write_bytes(safetensors.numpy.save(arrays, metadata))
@@ -465,7 +465,7 @@ def _write_safetensors(path: epath.Path, arrays: dict[str, np.ndarray]) -> None:
         os.chmod(path, 0o644)  # the library makes it readable by its owner alone
 
 
-def _write_json(path: epath.Path, value: Mapping[str, Any]) -> None:
+def write_json(path: epath.Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n")
 
 

@@ -14,19 +14,21 @@ import tempfile
 import jax
 import jax.numpy as jnp
 from etils import epath
-from jax.sharding import AbstractMesh, Mesh
+from jax.sharding import Mesh
 
 from selfreward_jax.core.checkpoints import Checkpoints
 from selfreward_jax.core.errors import UserError
-from selfreward_jax.core.mesh import RULES, Rules, make_mesh, partition
+from selfreward_jax.core.mesh import RULES, Rules, make_mesh
 from selfreward_jax.core.store import write_atomic
 from selfreward_jax.core.tokens import Chat
-from selfreward_jax.llama import gguf, hf
+from selfreward_jax.llama import gguf, hf, peft
 from selfreward_jax.llama.checksum import params_hash
 from selfreward_jax.llama.config import LlamaConfig, config_to_json
-from selfreward_jax.llama.params import Params, full_axes, full_shape, map_specs, param_specs
+from selfreward_jax.llama.lora import Adapter, merge
+from selfreward_jax.llama.params import Params, full_shape, param_specs, shardings
 
 MODEL_FILE = "model.json"  # in a run's model folder: which checkpoint is the model
+MERGED = "merged"  # there, of a model that LoRA made: the merged weights, which the training's checkpoints don't hold
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Model:
       name: where the model came from, for people.
       dtype: of the computation, a name such as "bfloat16".
       rules: how weights and activations lie on the mesh in training.
+      adapter: what training added to its base, where that was LoRA; it is merged into `params` already.
     """
 
     name: str
@@ -46,6 +49,7 @@ class Model:
     mesh: Mesh
     dtype: str
     rules: Rules = RULES
+    adapter: Adapter | None = None
 
     @functools.cached_property
     def hash(self) -> str:
@@ -58,20 +62,12 @@ class Model:
         return self.config.max_position_embeddings
 
 
-def shardings(config: LlamaConfig, mesh: Mesh | AbstractMesh, rules: Rules = RULES):
-    """A `NamedSharding` for every parameter, from the one table of parameters and the rules of the mesh."""
-    return map_specs(
-        lambda spec: partition(full_axes(spec), full_shape(config, spec), mesh, spec.hf_name, rules),
-        param_specs(config),
-    )
-
-
 def abstract_params(config: LlamaConfig, mesh: Mesh, dtype, rules: Rules = RULES) -> Params:
     """Shapes, dtypes and shardings of the parameters, without the parameters."""
     return jax.tree.map(
         lambda spec, sharding: jax.ShapeDtypeStruct(full_shape(config, spec), dtype, sharding=sharding),
         param_specs(config),
-        shardings(config, mesh, rules),
+        shardings(config, mesh, rules=rules),
         is_leaf=lambda x: hasattr(x, "hf_name"),
     )
 
@@ -120,11 +116,12 @@ def _load_tokenizer(folder: epath.Path):
         raise UserError(f"{folder}: no usable tokenizer ({str(error).splitlines()[0]}).") from None
 
 
-def _checkpoint(path: epath.Path) -> int:
-    """The step that a model file names."""
+def _checkpoint(path: epath.Path) -> tuple[str, int]:
+    """The folder and the step that a model file names."""
     try:
-        return int(json.loads(path.read_text())["checkpoint"])
-    except (KeyError, TypeError, ValueError) as error:
+        facts = json.loads(path.read_text())
+        return str(facts.get("weights", "checkpoints")), int(facts["checkpoint"])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: names no checkpoint ({error}); restore it.") from None
 
 
@@ -180,6 +177,7 @@ def load_model(
     mesh: Mesh | None = None,
     dtype: str = "float32",
     param_dtype: str = "float32",
+    adapter: str = "",
     chat_template: str = "",
     chat: tuple[LlamaConfig, Chat] | None = None,
     rules: Rules = RULES,
@@ -190,6 +188,7 @@ def load_model(
       path: see the top of this file.
       dtype: of the computation.
       param_dtype: of the weights in memory.
+      adapter: a folder in PEFT's format, merged into the weights; "" for none.
       chat_template: "" for the tokenizer's own, "plain", or a Jinja file.
       chat: what `load_chat` gave for the same path, so that it needn't be read again.
       rules: how the weights lie on the mesh.
@@ -200,18 +199,30 @@ def load_model(
     mesh = mesh or make_mesh()
     location = locate(path)
     config, tokens = chat or load_chat(path, chat_template)
-    layout = {"dtype": jnp.dtype(param_dtype), "shardings": shardings(config, mesh, rules)}
+    layout = {"dtype": jnp.dtype(param_dtype), "shardings": shardings(config, mesh, rules=rules)}
     if not location.is_dir():
         params = gguf.load_params(location, config, **layout)
     elif (location / MODEL_FILE).exists():
-        step = _checkpoint(location / MODEL_FILE)
-        checkpoints = Checkpoints(location / "checkpoints")
+        weights, step = _checkpoint(location / MODEL_FILE)
+        checkpoints = Checkpoints(location / weights)
         target = {"params": abstract_params(config, mesh, jnp.dtype(param_dtype), rules)}
         params = checkpoints.restore(step, target)["params"]
         checkpoints.close()
     else:
         params = hf.load_params(location, config, **layout)
+    if adapter:
+        learnt = peft.load_adapter(adapter, config, mesh, rules)
+        params, path = merge(learnt.settings, params, learnt.params), f"{path} + {adapter}"
     return Model(path, config, params, tokens, mesh, dtype, rules)
+
+
+def save_merged(folder: epath.Path, step: int, params: Params) -> dict[str, str]:
+    """Saves weights beside a training's checkpoints. Returns what the model file is to say of it."""
+    checkpoints = Checkpoints(folder / MERGED)
+    if checkpoints.latest() != step:
+        checkpoints.save(step, {"params": params})
+    checkpoints.close()
+    return {"weights": MERGED}
 
 
 def save_model_files(folder: epath.Path, model: Model, facts: dict) -> None:

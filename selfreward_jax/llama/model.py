@@ -8,6 +8,7 @@ L layers.
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 from selfreward_jax.core.mesh import RULES, Rules, constrain
 from selfreward_jax.llama.attention import Segments, attention
 from selfreward_jax.llama.config import LlamaConfig
-from selfreward_jax.llama.params import Params
+from selfreward_jax.llama.params import PROJECTIONS, Params
 
 # What the backward pass recomputes of each layer: nothing; everything from its input; everything but the products
 # with weights; everything, from an input that waits in the host's memory.
@@ -65,31 +66,50 @@ def apply_rope(x_BTHE: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Arra
     return rotated.astype(x_BTHE.dtype)
 
 
-def project_qkv(config: LlamaConfig, layer: Params, x_BTD: jax.Array, rope) -> tuple[jax.Array, jax.Array, jax.Array]:
+Drop = Callable[[str, jax.Array], jax.Array]  # the dropout of the input of a matrix's adapter
+
+
+def keep_all(name: str, x: jax.Array) -> jax.Array:
+    return x
+
+
+def product(equation: str, layer: Params, name: str, x: jax.Array, drop: Drop) -> jax.Array:
+    """Activations times a matrix of the layer, and through its adapter where it has one (`llama/lora.py`)."""
+    y = jnp.einsum(equation, x, layer[name].astype(x.dtype))
+    adapter = layer.get("adapter", {}).get(name)
+    if adapter is None:
+        return y
+    low = jnp.tensordot(drop(name, x).astype(jnp.float32), adapter["a"], axes=adapter["a"].ndim - 1)
+    return y + jnp.tensordot(low, adapter["b"], axes=1).astype(y.dtype)
+
+
+def project_qkv(
+    config: LlamaConfig, layer: Params, x_BTD: jax.Array, rope, drop: Drop = keep_all
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Normalised input to rotated queries [B, T, H, E], rotated keys and values [B, T, K, E]."""
     dtype = x_BTD.dtype
     y = rms_norm(x_BTD, layer["attn_norm"], config.rms_norm_eps)
-    q = jnp.einsum("btd,dhe->bthe", y, layer["q"].astype(dtype))
-    k = jnp.einsum("btd,dke->btke", y, layer["k"].astype(dtype))
-    v = jnp.einsum("btd,dke->btke", y, layer["v"].astype(dtype))
+    q = product("btd,dhe->bthe", layer, "q", y, drop)
+    k = product("btd,dke->btke", layer, "k", y, drop)
+    v = product("btd,dke->btke", layer, "v", y, drop)
     if config.attention_bias:
         q, k = q + layer["q_bias"].astype(dtype), k + layer["k_bias"].astype(dtype)
         v = v + layer["v_bias"].astype(dtype)
     return apply_rope(q, rope), apply_rope(k, rope), v
 
 
-def project_out(config: LlamaConfig, layer: Params, out_BTHE: jax.Array) -> jax.Array:
-    y = jnp.einsum("bthe,hed->btd", out_BTHE, layer["o"].astype(out_BTHE.dtype))
+def project_out(config: LlamaConfig, layer: Params, out_BTHE: jax.Array, drop: Drop = keep_all) -> jax.Array:
+    y = product("bthe,hed->btd", layer, "o", out_BTHE, drop)
     return y + layer["o_bias"].astype(y.dtype) if config.attention_bias else y
 
 
-def mlp(config: LlamaConfig, layer: Params, x_BTD: jax.Array) -> jax.Array:
+def mlp(config: LlamaConfig, layer: Params, x_BTD: jax.Array, drop: Drop = keep_all) -> jax.Array:
     dtype = x_BTD.dtype
     y = rms_norm(x_BTD, layer["mlp_norm"], config.rms_norm_eps)
-    gate, up = y @ layer["gate"].astype(dtype), y @ layer["up"].astype(dtype)
+    gate, up = product("btd,df->btf", layer, "gate", y, drop), product("btd,df->btf", layer, "up", y, drop)
     if config.mlp_bias:
         gate, up = gate + layer["gate_bias"].astype(dtype), up + layer["up_bias"].astype(dtype)
-    down = (jax.nn.silu(gate) * up) @ layer["down"].astype(dtype)
+    down = product("btf,fd->btd", layer, "down", jax.nn.silu(gate) * up, drop)
     return down + layer["down_bias"].astype(dtype) if config.mlp_bias else down
 
 
@@ -98,6 +118,14 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
         return x
     keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
     return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
+
+
+def adapter_drop(rate: float, key: jax.Array | None) -> Drop:
+    """Dropout of adapters' inputs, drawn anew for each matrix from a layer's key."""
+    if key is None or rate == 0.0:
+        return keep_all
+    # A key's split gives what folding 0 and 1 into it gives, and these two drop the residual branches.
+    return lambda name, x: dropout(x, rate, jax.random.fold_in(key, 2 + PROJECTIONS.index(name)))
 
 
 def embed(params: Params, tokens_BT: jax.Array, dtype) -> jax.Array:
@@ -144,6 +172,7 @@ def hidden_states(
     rules: Rules = RULES,
     dropout_rate: float = 0.0,
     dropout_key: jax.Array | None = None,
+    adapter_dropout: float = 0.0,
 ) -> jax.Array:
     """Hidden states after the final norm, [B, T, D], for right-padded rows.
 
@@ -157,6 +186,7 @@ def hidden_states(
       rules: how activations lie on the training mesh.
       dropout_rate: probability of zeroing each element of a layer's two residual branches.
       dropout_key: None turns dropout off.
+      adapter_dropout: probability of zeroing each element of an adapter's input.
     """
     if positions_BT is None:
         positions_BT = jnp.arange(tokens_BT.shape[1])[None]
@@ -165,11 +195,13 @@ def hidden_states(
     def block(x, layer_and_index):
         layer, index = layer_and_index
         x = checkpoint_name(x, "layer_input")
-        keys = (None, None) if dropout_key is None else jax.random.split(jax.random.fold_in(dropout_key, index))
-        q, k, v = project_qkv(config, layer, x, rope)
+        key = None if dropout_key is None else jax.random.fold_in(dropout_key, index)
+        keys = (None, None) if key is None else jax.random.split(key)
+        drop = adapter_drop(adapter_dropout, key)
+        q, k, v = project_qkv(config, layer, x, rope, drop)
         out = attention(q, k, v, segments, backend=attention_backend, rules=rules)
-        x = x + dropout(project_out(config, layer, out), dropout_rate, keys[0])
-        x = constrain(x + dropout(mlp(config, layer, x), dropout_rate, keys[1]), ACTIVATION, rules)
+        x = x + dropout(project_out(config, layer, out, drop), dropout_rate, keys[0])
+        x = constrain(x + dropout(mlp(config, layer, x, drop), dropout_rate, keys[1]), ACTIVATION, rules)
         return x, None
 
     # Rows may be split over the same devices as the embedding's width, and a lookup can't have both.

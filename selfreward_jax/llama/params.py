@@ -13,10 +13,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AbstractMesh, Mesh
 
+from selfreward_jax.core.mesh import RULES, Rules, partition
 from selfreward_jax.llama.config import LlamaConfig
 
 Params = dict[str, Any]
+PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")  # the matrices of a layer, by their names in the table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +33,7 @@ class ParamSpec:
       hf_shape: the shape there.
       transpose: whether the file holds the (flattened) matrix as [out, in].
       kind: `matrix`, `norm` or `bias`; decides the initial values and weight decay.
+      inputs: how many leading axes of a layer's matrix are its inputs; the rest are its outputs.
     """
 
     shape: tuple[int, ...]
@@ -38,6 +42,7 @@ class ParamSpec:
     hf_shape: tuple[int, ...]
     transpose: bool = False
     kind: str = "matrix"
+    inputs: int = 1
 
     @property
     def stacked(self) -> bool:
@@ -58,6 +63,7 @@ def _matrix(name: str, inputs: dict[str, int], outputs: dict[str, int]) -> Param
         hf_name=f"model.layers.{{layer}}.{name}.weight",
         hf_shape=(math.prod(outputs.values()), math.prod(inputs.values())),
         transpose=True,
+        inputs=len(inputs),
     )
 
 
@@ -131,6 +137,18 @@ def full_shape(config: LlamaConfig, spec: ParamSpec) -> tuple[int, ...]:
 
 def full_axes(spec: ParamSpec) -> tuple[str, ...]:
     return ("layers", *spec.axes) if spec.stacked else spec.axes
+
+
+def shardings(config: LlamaConfig, mesh: Mesh | AbstractMesh, specs=None, rules: Rules = RULES):
+    """A `NamedSharding` for every parameter, from the one table of parameters and the rules of the mesh.
+
+    Args:
+      specs: another tree of `ParamSpec`s, such as an adapter's; None for the table.
+    """
+    specs = param_specs(config) if specs is None else specs
+    return map_specs(
+        lambda spec: partition(full_axes(spec), full_shape(config, spec), mesh, spec.hf_name, rules), specs
+    )
 
 
 def count_params(config: LlamaConfig) -> int:

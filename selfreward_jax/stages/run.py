@@ -26,7 +26,9 @@ from selfreward_jax.core.store import Journal, Manifest, is_local, sha256_file, 
 from selfreward_jax.core.tokens import Chat, sha256_json
 from selfreward_jax.engine.generate import Engine, EngineSettings
 from selfreward_jax.llama.config import LlamaConfig
-from selfreward_jax.llama.load import MODEL_FILE, Model, load_chat, load_model
+from selfreward_jax.llama.load import MERGED, MODEL_FILE, Model, load_chat, load_model
+
+ADAPTER = "adapter"  # in the folder of a model that LoRA made: what it learnt, in PEFT's format
 
 # How often rows in the making go to disk, and to an object store, where each part is an upload.
 ROWS_PER_PART, SECONDS_PER_PART, SECONDS_PER_UPLOAD = 256, 2.0, 30.0
@@ -150,6 +152,7 @@ class Run:
         if not self.manifest.is_made(f"m0/{MODEL_FILE}", inputs):
             model = self._load_base()
             facts = {"hash": model.hash, "path": c.path, **model.chat.hashes}
+            facts |= {"adapter": c.adapter} if c.adapter else {}
             write_atomic(self.root / "m0" / MODEL_FILE, json.dumps(facts, indent=2) + "\n")
             self.record(f"m0/{MODEL_FILE}", inputs, **facts)
         return self.ref("m0")
@@ -157,7 +160,13 @@ class Run:
     def _load_base(self) -> Model:
         c = self.config.model
         model = load_model(
-            c.path, mesh=self.mesh, rules=self.rules, dtype=c.dtype, param_dtype=c.param_dtype, chat=self._chat
+            c.path,
+            mesh=self.mesh,
+            rules=self.rules,
+            dtype=c.dtype,
+            param_dtype=c.param_dtype,
+            adapter=c.adapter,
+            chat=self._chat,
         )
         self._loaded = ("m0", model)
         return model
@@ -183,7 +192,7 @@ class Run:
         if ref.name == "m0":
             model = self._load_base()
             if model.hash != ref.hash:
-                raise UserError(f"config.model.path: {self.config.model.path} has changed since the run began.")
+                raise UserError(f"config.model.path: {model.name} has changed since the run began.")
             return model
         c = self.config.model
         model = load_model(
@@ -252,7 +261,7 @@ class Run:
             return
         hosts.wait(f"{marker} is read")
         if hosts.is_writer():
-            for name in ("checkpoints", "tb"):
+            for name in ("checkpoints", "tb", MERGED, ADAPTER):
                 if (marker.parent / name).exists():
                     (marker.parent / name).rmtree()
             (marker.parent / "metrics.jsonl").unlink(missing_ok=True)

@@ -1,11 +1,16 @@
 """What `sft` and `dpo` share: settings from the configuration, and turning a finished training into a model."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 from selfreward_jax.core.hosts import is_writer
+from selfreward_jax.core.progress import say
 from selfreward_jax.core.rows import Row, content_id
-from selfreward_jax.llama.load import MODEL_FILE, Model, save_model_files
+from selfreward_jax.llama.load import MODEL_FILE, Model, save_merged, save_model_files
+from selfreward_jax.llama.lora import LoraSettings, count_lora
+from selfreward_jax.llama.params import count_params
+from selfreward_jax.stages.adapters import write_adapter
 from selfreward_jax.stages.run import ModelRef, Run
 from selfreward_jax.training.batches import TrainRow, steps_per_epoch
 from selfreward_jax.training.loop import TrainSettings, train
@@ -31,7 +36,13 @@ def train_settings(run: Run, section, rows: int) -> TrainSettings:
             clip_norm=section.clip_norm,
         ),
         forward=ForwardSettings(
-            c.model.dtype, c.training.head_chunk, c.training.remat, section.dropout, c.training.attention, run.rules
+            c.model.dtype,
+            c.training.head_chunk,
+            c.training.remat,
+            section.dropout,
+            c.training.attention,
+            run.rules,
+            lora_settings(c.lora),
         ),
         batch_size=section.batch_size,
         layout=Layout(
@@ -46,6 +57,13 @@ def train_settings(run: Run, section, rows: int) -> TrainSettings:
     )
 
 
+def lora_settings(section) -> LoraSettings | None:
+    """From the section `lora` of the configuration; None where all weights are trained."""
+    if not section.rank:
+        return None
+    return LoraSettings(section.rank, float(section.alpha), tuple(section.targets), section.dropout, section.use_rslora)
+
+
 def training_inputs(run: Run, stage: str, section, rows: Sequence[TrainRow], init: ModelRef) -> dict[str, Any]:
     """Everything that the trained weights depend on."""
     return {
@@ -55,8 +73,9 @@ def training_inputs(run: Run, stage: str, section, rows: Sequence[TrainRow], ini
             [[[[e.prompt_ids, e.response_ids] for e in row.examples], row.weight, row.margin] for row in rows]
         ),
         "settings": section.to_dict(),
-        "model": {k: v for k, v in run.config.model.to_dict().items() if k != "path"},
+        "model": {k: v for k, v in run.config.model.to_dict().items() if k not in ("path", "adapter")},
         "training": run.config.training.to_dict(),
+        "lora": run.config.lora.to_dict() if run.config.lora.rank else None,
         "seed": run.config.seed,
     }
 
@@ -77,17 +96,25 @@ def train_model(
     key = folder / "training.sha256"
     run.claim_training(key, inputs)
     start: Model = run.take(init)
+    settings = train_settings(run, section, len(rows))
+    if lora := settings.forward.lora:
+        share = f"{count_lora(start.config, lora):,} of {count_params(start.config):,}"
+        say(f"{title}: LoRA of rank {lora.rank}, {share} weights are trained")
     model, step, log = train(
         start,
         rows,
         objective,
-        train_settings(run, section, len(rows)),
+        settings,
         seed=run.config.seed + t,
         folder=folder,
         title=title,
         interrupt=run.interrupt,
     )
-    save_model_files(folder, model, {"checkpoint": step, "hash": model.hash})
+    where = {}
+    if model.adapter:
+        write_adapter(folder, model.config, dataclasses.replace(model.adapter, base=init.name))
+        where = save_merged(folder, step, model.params)
+    save_model_files(folder, model, {"checkpoint": step, "hash": model.hash, **where})
     run.record(f"m{t}/{MODEL_FILE}", inputs, hash=model.hash, metrics=summarise(log), **facts)
     # The optimiser's state is only for going on with a training that was stopped.
     if is_writer():

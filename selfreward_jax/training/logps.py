@@ -50,6 +50,7 @@ def response_logps(
     dropout_key: jax.Array | None = None,
     tail_starts_N: jax.Array | None = None,
     tail_weight: float = 1.0,
+    adapter_dropout: float = 0.0,
 ) -> jax.Array:
     """Summed log-probability of each example's response given its prompt, float32 [N], in nats.
 
@@ -70,6 +71,7 @@ def response_logps(
         rules=rules,
         dropout_rate=dropout_rate,
         dropout_key=dropout_key,
+        adapter_dropout=adapter_dropout,
     )
     hidden_BWD = jnp.take_along_axis(hidden_BTD, batch.sources[..., None], axis=1)
     # The head is gathered once, not for every chunk.

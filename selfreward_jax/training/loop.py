@@ -16,11 +16,15 @@ from selfreward_jax.core.metrics import MetricsLog
 from selfreward_jax.core.progress import meter
 from selfreward_jax.core.rows import Row
 from selfreward_jax.llama.load import Model
+from selfreward_jax.llama.lora import Adapter, LoraSettings, init_lora, lora_specs, merge
+from selfreward_jax.llama.params import Params, shardings
 from selfreward_jax.training.batches import Batch, TrainRow, batch_indices, lay_rows, steps_per_epoch
 from selfreward_jax.training.objectives import Objective, RowArrays, row_arrays
 from selfreward_jax.training.optimizer import OptimizerSettings
 from selfreward_jax.training.packing import Layout, plan_micro_batches
 from selfreward_jax.training.step import ForwardSettings, TrainState, add, gradients, init_state, update
+
+BEFORE_ANY_STEP = 2**32 - 1  # in the place of a step's number, for the key of what is drawn before them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +63,8 @@ def train(
     """Trains on all rows for `settings.optimizer.steps` steps, from the newest checkpoint if there is one.
 
     Args:
-      model: where to start; its weights are given up.
+      model: where to start; its weights are given up. With `settings.forward.lora` they are frozen, checkpoints hold
+        the adapter alone, and it is merged into them at the end.
       rows: the order in which they are seen follows from `seed`.
       folder: for `checkpoints/`, `metrics.jsonl` and `tb/`.
       title: of the progress bar.
@@ -74,20 +79,22 @@ def train(
     steps = settings.optimizer.steps
     layout = dataclasses.replace(settings.layout, ways=batch_ways(model.mesh, model.rules))
     per_epoch = steps_per_epoch(len(rows), settings.batch_size)
-    state = init_state(model.config, settings.optimizer, model.params)
+    lora = settings.forward.lora
+    dropout_key = jax.random.key(seed)
+    frozen, item = (model.params, "adapter") if lora else (None, "params")
+    state = init_state(model.config, settings.optimizer, trainable(model, lora, dropout_key), lora)
     checkpoints = Checkpoints(folder / "checkpoints", settings.checkpoint_keep) if folder else None
     start = (checkpoints.latest() or 0) if checkpoints else 0
     if checkpoints and start:
-        restored = checkpoints.restore(start, {"params": state.params, "opt_state": state.opt_state})
-        state = TrainState(jnp.int32(start), **restored)
+        restored = checkpoints.restore(start, {item: state.params, "opt_state": state.opt_state})
+        state = TrainState(jnp.int32(start), restored[item], restored["opt_state"])
     log = MetricsLog(folder, start_step=start, tensorboard=settings.tensorboard)
 
     def save(step: int) -> None:
         log.flush()
         if checkpoints and checkpoints.latest() != step:
-            checkpoints.save(step, {"params": state.params, "opt_state": state.opt_state})
+            checkpoints.save(step, {item: state.params, "opt_state": state.opt_state})
 
-    dropout_key = jax.random.key(seed)
     with meter(title, steps, done=start, unit="steps") as progress, jax.set_mesh(model.mesh):
         for step in range(start, steps):
             chosen = [rows[i] for i in batch_indices(len(rows), settings.batch_size, seed=seed, step=step)]
@@ -103,11 +110,12 @@ def train(
                     jax.device_put(arrays, replicated(model.mesh)),
                     counts,
                     jax.random.fold_in(jax.random.fold_in(dropout_key, step), n),
+                    frozen,
                 )
                 total = part if total is None else add(total, part)
             assert total is not None
             grads, shares = total
-            state, facts = update(model.config, settings.optimizer, state, grads)
+            state, facts = update(model.config, settings.optimizer, state, grads, lora)
             # Of the size of the weights each; they would outlive the step, through checkpoint and next gradients.
             grads = total = part = None
             shares, facts = jax.device_get((shares, facts))
@@ -137,4 +145,17 @@ def train(
     if checkpoints:
         checkpoints.close()
     log.close()
-    return dataclasses.replace(model, params=state.params), steps, log.rows
+    if lora is None:
+        return dataclasses.replace(model, params=state.params, adapter=None), steps, log.rows
+    merged = merge(lora, model.params, state.params)
+    adapter = Adapter(lora, state.params, model.name)
+    return dataclasses.replace(model, params=merged, adapter=adapter), steps, log.rows
+
+
+def trainable(model: Model, lora: LoraSettings | None, key: jax.Array) -> Params:
+    """What is trained, as it is before the first step: the weights, or a fresh adapter laid out as they are."""
+    if lora is None:
+        return model.params
+    layout = shardings(model.config, model.mesh, lora_specs(model.config, lora))
+    init = jax.jit(init_lora, static_argnums=(0, 1), out_shardings=layout)
+    return init(model.config, lora, jax.random.fold_in(key, BEFORE_ANY_STEP))

@@ -5,7 +5,8 @@ import dataclasses
 import optax
 
 from selfreward_jax.llama.config import LlamaConfig
-from selfreward_jax.llama.params import map_specs, param_specs
+from selfreward_jax.llama.lora import LoraSettings, trained_specs
+from selfreward_jax.llama.params import map_specs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,10 +36,12 @@ def schedule(settings: OptimizerSettings) -> optax.Schedule:
     )
 
 
-def make_optimizer(config: LlamaConfig, settings: OptimizerSettings) -> optax.GradientTransformation:
+def make_optimizer(
+    config: LlamaConfig, settings: OptimizerSettings, lora: LoraSettings | None = None
+) -> optax.GradientTransformation:
     """Decay applies to matrices only, not to norms and biases."""
     clip = optax.clip_by_global_norm(settings.clip_norm) if settings.clip_norm else optax.identity()
-    decayed = map_specs(lambda spec: spec.kind == "matrix", param_specs(config))
+    decayed = map_specs(lambda spec: spec.kind == "matrix", trained_specs(config, lora))
     adamw = optax.adamw(
         schedule(settings),
         b1=settings.adam_b1,

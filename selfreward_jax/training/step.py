@@ -16,8 +16,8 @@ from jax.sharding import NamedSharding
 
 from selfreward_jax.core.mesh import RULES, Rules, replicated
 from selfreward_jax.llama.config import LlamaConfig
-from selfreward_jax.llama.load import shardings
-from selfreward_jax.llama.params import Params
+from selfreward_jax.llama.lora import LoraSettings, attach, trained_specs
+from selfreward_jax.llama.params import Params, shardings
 from selfreward_jax.training.batches import Batch
 from selfreward_jax.training.logps import response_logps
 from selfreward_jax.training.objectives import Counts, Objective, RowArrays
@@ -26,7 +26,7 @@ from selfreward_jax.training.optimizer import OptimizerSettings, make_optimizer,
 
 @struct.dataclass
 class TrainState:
-    """What a checkpoint holds: updates done so far, weights, optimiser state."""
+    """What a checkpoint holds: updates done so far, the weights that are trained, optimiser state."""
 
     step: jax.Array
     params: Params
@@ -35,7 +35,8 @@ class TrainState:
 
 @dataclasses.dataclass(frozen=True)
 class ForwardSettings:
-    """How log-probabilities are computed; static under jit. See `llama.model.hidden_states`."""
+    """How log-probabilities are computed (see `llama.model.hidden_states`), and with `lora` that its adapter alone is
+    trained; static under jit."""
 
     dtype: str
     head_chunk: int
@@ -43,6 +44,7 @@ class ForwardSettings:
     dropout: float
     attention: str = "auto"
     rules: Rules = RULES
+    lora: LoraSettings | None = None
 
 
 @functools.partial(jax.jit, static_argnames=("config", "objective", "settings"))
@@ -55,23 +57,28 @@ def gradients(
     rows: RowArrays,
     counts: Counts,
     key: jax.Array,
+    frozen: Params | None = None,
 ) -> tuple[Params, dict[str, jax.Array]]:
     """Gradient of a micro-batch's share of the loss, and its shares of the loss and the metrics.
 
     Args:
+      params: what is trained.
       batch: the first examples of all rows, then the second ones, and so on.
       rows: what else the objective needs to know of them.
       counts: of the whole batch, from `objective.counts`.
       key: of the dropout.
+      frozen: with `settings.lora` the weights beside which `params` is the adapter; they have no gradient.
     """
 
     shortest_R = rows.lengths.min(axis=0)
     tail_starts_N = jnp.tile(shortest_R, rows.lengths.shape[0]) if objective.ld_alpha != 1 else None
+    lora = settings.lora
+    adapter_dropout = lora.dropout if lora else 0.0
 
-    def loss_fn(params):
+    def loss_fn(trained):
         logps_B = response_logps(
             config,
-            params,
+            attach(lora, frozen, trained) if lora and frozen else trained,
             batch,
             dtype=jnp.dtype(settings.dtype),
             head_chunk=settings.head_chunk,
@@ -79,7 +86,8 @@ def gradients(
             attention_backend=settings.attention,
             rules=settings.rules,
             dropout_rate=settings.dropout,
-            dropout_key=key if settings.dropout > 0 else None,
+            dropout_key=key if settings.dropout > 0 or adapter_dropout > 0 else None,
+            adapter_dropout=adapter_dropout,
             tail_starts_N=tail_starts_N,
             tail_weight=objective.ld_alpha,
         )
@@ -87,13 +95,15 @@ def gradients(
         return loss, {"loss": loss, **metrics}
 
     grads, shares = jax.grad(loss_fn, has_aux=True)(params)
-    return constrain_params(config, grads), shares
+    return constrain_params(config, grads, lora, settings.rules), shares
 
 
-def constrain_params(config: LlamaConfig, tree: Params, rules: Rules = RULES) -> Params:
+def constrain_params(config: LlamaConfig, tree: Params, lora: LoraSettings | None = None, rules: Rules = RULES):
     """Lays a tree out like the weights under `jax.set_mesh`: left alone, the compiler keeps gradients whole."""
     mesh = jax.sharding.get_abstract_mesh()
-    return tree if mesh.empty else jax.lax.with_sharding_constraint(tree, shardings(config, mesh, rules))
+    if mesh.empty:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, shardings(config, mesh, trained_specs(config, lora), rules))
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -101,22 +111,28 @@ def add(total, more):
     return jax.tree.map(jnp.add, total, more)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "settings"), donate_argnums=2)
+@functools.partial(jax.jit, static_argnames=("config", "settings", "lora"), donate_argnums=2)
 def update(
-    config: LlamaConfig, settings: OptimizerSettings, state: TrainState, grads: Params
+    config: LlamaConfig,
+    settings: OptimizerSettings,
+    state: TrainState,
+    grads: Params,
+    lora: LoraSettings | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One optimiser step. Returns the new state, the gradient's norm before clipping, and the learning rate."""
-    optimizer = make_optimizer(config, settings)
+    optimizer = make_optimizer(config, settings, lora)
     metrics = {"grad_norm": optax.global_norm(grads), "learning_rate": schedule(settings)(state.step)}
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = cast(Params, optax.apply_updates(state.params, updates))
     return TrainState(state.step + 1, params, opt_state), metrics
 
 
-def init_state(config: LlamaConfig, settings: OptimizerSettings, params: Params) -> TrainState:
+def init_state(
+    config: LlamaConfig, settings: OptimizerSettings, params: Params, lora: LoraSettings | None = None
+) -> TrainState:
     """Step 0; the optimiser's moments are laid out like the weights, which the compiler would not do by itself."""
-    optimizer = make_optimizer(config, settings)
-    beside = params["norm"].sharding
+    optimizer = make_optimizer(config, settings, lora)
+    beside = jax.tree.leaves(params)[0].sharding
     layout = optax.tree.map_params(
         optimizer,
         lambda _, weight: weight.sharding,

@@ -16,7 +16,8 @@ BASE = str(CONFIGS / "base.py")
 FIELDS = dict(leaves(base.get_config()))
 NUMBERS = {name: value for name, value in FIELDS.items() if type(value) in (int, float)}
 # Paths and names that only their reader can judge.
-FREE_TEXT = {"model.path", "model.chat_template", "seeds.ift", "seeds.eft", "prompts.source", "judge.template"}
+FREE_TEXT = {"model.path", "model.adapter", "model.chat_template", "seeds.ift", "seeds.eft", "prompts.source"}
+FREE_TEXT |= {"judge.template"}
 FREE_TEXT |= {f"mesh.rules.{axis}" for axis in dict(RULES)}
 
 
@@ -104,6 +105,13 @@ def test_a_value_of_the_wrong_type_is_refused(name, value):
 def test_a_whole_number_is_a_number_and_a_list_is_a_tuple():
     check(changed("dpo.beta", 1))
     check(changed("prompts.keywords", ["image"]))
+
+
+@pytest.mark.parametrize("targets", ["()", "('q', 'embed')", "('q', 'q')"])
+def test_lora_targets_are_matrices_each_once(targets):
+    assert_refused(
+        r"config\.lora\.targets: .* must hold some of q, k, v, o, ", BASE, f"--config.lora.targets={targets}"
+    )
 
 
 def test_keywords_are_text():
