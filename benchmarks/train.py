@@ -56,10 +56,11 @@ def our_steps(flags: argparse.Namespace) -> None:
     import jax
     from decode_step import product_speed, random_model
 
+    from selfreward_jax.core.losses import LossSettings
     from selfreward_jax.llama.load import load_model
     from selfreward_jax.training.batches import Example, TrainRow
     from selfreward_jax.training.loop import micro_batches
-    from selfreward_jax.training.objectives import DPO
+    from selfreward_jax.training.objectives import make_objective
     from selfreward_jax.training.optimizer import OptimizerSettings
     from selfreward_jax.training.packing import Layout
     from selfreward_jax.training.step import ForwardSettings, gradients, init_state, update
@@ -71,7 +72,7 @@ def our_steps(flags: argparse.Namespace) -> None:
         TrainRow((Example(tuple(p), tuple(c)), Example(tuple(p), tuple(r))), (-900.0, -900.0))
         for p, c, r in pairs_of(flags.pairs, flags.length, config.vocab_size)
     ]
-    objective = DPO(0.1)
+    objective = make_objective(LossSettings())
     optimizer = OptimizerSettings(1e-6, 1e-7, 0, 1000)
     forward = ForwardSettings(flags.dtype, flags.head_chunk, flags.remat, 0.0, flags.attention)
     counts = {name: np.float32(value) for name, value in objective.counts(rows).items()}

@@ -291,6 +291,19 @@ def test_dpo_begins_at_ln_2_and_leaves_the_old_model_usable(trained, pairs):
     assert elsewhere[0]["loss"] != pytest.approx(math.log(2), abs=1e-3)
 
 
+@pytest.mark.slow
+def test_other_losses_are_named_as_in_the_configuration(trained, pairs):
+    model, options = trained[0], {"batch_size": len(pairs), "dropout": 0.0}
+    _, log = sr.dpo(model, pairs, loss_type=("hinge", "sft"), loss_weights=(1.0, 0.5), **options)
+    assert log[0]["loss"] == pytest.approx(1 + 0.5 * log[0]["nll_loss"], rel=1e-4)
+    with pytest.raises(UserError, match=r"sr.dpo: no option 'label_smothing'. Did you mean label_smoothing"):
+        sr.dpo(model, pairs, label_smothing=0.1)
+    with pytest.raises(UserError, match="sr.dpo: beta: -1 must be at least"):
+        sr.dpo(model, pairs, beta=-1)
+    with pytest.raises(UserError, match="sr.dpo: loss_type: no loss 'dpo'"):
+        sr.dpo(model, pairs, loss_type="dpo")
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # run, table, export, sample_rows
 

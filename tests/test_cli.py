@@ -114,6 +114,13 @@ def test_a_wrong_word_is_named_and_makes_nothing(words, expected, capsys, tmp_pa
         ("--config.dpo.data=pears", "config.dpo.data: 'pears' is not one of pairs, positives"),
         ("--config.loop.iterations=2.5", "--config.loop.iterations=2.5: not of type int"),
         ("--config.judge.min_parsed=9", "config.judge.min_parsed"),
+        ("--config.dpo.loss_type=sigmod", "config.dpo.loss_type: no loss 'sigmod'; there are sigmoid, sigmoid_norm,"),
+        ("--config.dpo.loss_type=()", "config.dpo.loss_type: empty"),
+        ("--config.dpo.loss_type=kto,sft", "config.dpo.loss_type: kto learns from single answers"),
+        ("--config.dpo.loss_weights=(1,2)", "config.dpo.loss_weights: 2 for 1 losses"),
+        ("--config.dpo.loss_weights=(0,)", "config.dpo.loss_weights: (0,) must be numbers from 0 on"),
+        ("--config.dpo.beta=0", "config.dpo.beta: 0.0 must be at least 1e-09"),
+        ("--config.dpo.ld_alpha=1.5", "config.dpo.ld_alpha: 1.5 must be between 0 and 1"),
         ("--config.dpo", "--config.dpo"),
     ],
 )
@@ -121,6 +128,63 @@ def test_a_wrong_field_is_named_and_makes_nothing(override, expected, capsys, da
     words = [*tiny.arguments("run", tmp_path / "run", data), override]
     assert_refused_at_once(capsys, words, expected)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"loss_type": "robust", "label_smoothing": 0.5}, "label_smoothing: 0.5 is outside of [0, 0.5), which robust"),
+        ({"loss_type": "exo_pair"}, "label_smoothing: 0.0 is outside of (0, 0.5], which exo_pair needs"),
+        ({"loss_type": "hinge", "label_smoothing": 0.1}, "label_smoothing: has no effect on hinge"),
+        ({"loss_type": "ipo,nca_pair", "margin_scale": 1}, "margin_scale: has no effect on ipo, nca_pair"),
+        ({"loss_type": "sigmoid,sft", "ld_alpha": 0.5}, "ld_alpha: sft weighs all tokens of an answer alike"),
+        ({"loss_type": "aot", "batch_size": 4, "micro_batch_size": 2}, "micro_batch_size: aot compares all rows"),
+        ({"loss_type": "kto", "batch_size": 4, "micro_batch_size": 2}, "micro_batch_size: kto compares all rows"),
+        ({"loss_type": "kto", "desirable_weight": 0, "undesirable_weight": 0}, "desirable_weight: 0 like"),
+    ],
+)
+def test_losses_that_do_not_go_with_their_settings_are_refused_and_make_nothing(
+    changes, expected, capsys, data, tmp_path
+):
+    fields = {f"dpo.{name}": value for name, value in changes.items()}
+    assert_refused_at_once(capsys, tiny.arguments("run", tmp_path / "run", data, fields), f"config.dpo.{expected}")
+    assert not (tmp_path / "run").exists()
+
+
+def dpo_on(rows: list[dict], data: Path, finished: Path, tmp_path: Path, changes=None) -> list[str]:
+    """Arguments for M2 of a finished run, from these pairs."""
+    run = shutil.copytree(finished, tmp_path / "run")
+    tiny.write_jsonl(run / "m2" / "pairs.jsonl", rows)
+    return [*tiny.arguments("dpo", run, data, changes), "--iteration=2", "--resume=force"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "expected"),
+    [
+        ("chosen_token_ids", [], "chosen_token_ids is empty"),
+        ("rejected_token_ids", [], "rejected_token_ids is empty"),
+        ("rejected_token_ids", None, "chosen and rejected answer are the same"),
+        ("weight", -1.0, "its weight is -1.0 and must be above 0"),
+        ("margin", float("inf"), "its margin is inf"),
+    ],
+)
+def test_a_pair_that_nothing_can_be_learnt_from_is_named(field, value, expected, capsys, data, finished, tmp_path):
+    pairs = tiny.read_jsonl(finished / "m2" / "pairs.jsonl")
+    pairs[1][field] = pairs[1]["chosen_token_ids"] if value is None else value
+    words = dpo_on(pairs, data, finished, tmp_path)
+    assert_refused(capsys, words, f"m2/pairs.jsonl: pair 2 ({pairs[1]['id']}): {expected}")
+
+
+@pytest.mark.parametrize(
+    ("loss", "field", "value", "expected"),
+    [
+        ("aot", "weight", 2.0, "aot compares all pairs as equals"),
+        ("kto", "prompt_token_ids", [1], "kto needs answers to two prompts or more"),
+    ],
+)
+def test_pairs_that_a_loss_can_not_learn_from_are_named(loss, field, value, expected, capsys, data, finished, tmp_path):
+    pairs = [pair | {field: value} for pair in tiny.read_jsonl(finished / "m2" / "pairs.jsonl")]
+    assert_refused(capsys, dpo_on(pairs, data, finished, tmp_path, {"dpo.loss_type": loss}), "pairs.jsonl", expected)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -146,9 +146,8 @@ def shardings(config: LlamaConfig, mesh: Mesh | AbstractMesh, specs=None, rules:
       specs: another tree of `ParamSpec`s, such as an adapter's; None for the table.
     """
     specs = param_specs(config) if specs is None else specs
-    return map_specs(
-        lambda spec: partition(full_axes(spec), full_shape(config, spec), mesh, spec.hf_name, rules), specs
-    )
+    lay = lambda spec: partition(full_axes(spec), full_shape(config, spec), mesh, spec.hf_name, rules)  # noqa: E731
+    return map_specs(lay, specs)
 
 
 def count_params(config: LlamaConfig) -> int:

@@ -14,6 +14,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from selfreward_jax.core.errors import UserError
+from selfreward_jax.core.mesh import RULES, Rules
 from selfreward_jax.llama import hf
 from selfreward_jax.llama.config import LlamaConfig
 from selfreward_jax.llama.lora import Adapter, LoraSettings, lora_specs
@@ -48,7 +49,7 @@ UNSUPPORTED_KEYS = (
 PLAIN_STARTS = (None, True, False, "gaussian", "orthogonal", "eva")
 
 
-def load_adapter(folder: epath.PathLike, config: LlamaConfig, mesh: Mesh) -> Adapter:
+def load_adapter(folder: epath.PathLike, config: LlamaConfig, mesh: Mesh, rules: Rules = RULES) -> Adapter:
     """Reads an adapter for a model of this shape, as float32.
 
     Raises:
@@ -67,7 +68,7 @@ def load_adapter(folder: epath.PathLike, config: LlamaConfig, mesh: Mesh) -> Ada
         tensors = hf.open_tensors(folder, {WEIGHTS: None}, opened)
         params = hf.assemble_params(
             config, tensors, where=str(folder / WEIGHTS), dtype="float32",
-            shardings=shardings(config, mesh, specs), specs=specs,
+            shardings=shardings(config, mesh, specs, rules), specs=specs,
         )  # fmt: skip
     return Adapter(settings, params, str(fields.get("base_model_name_or_path") or ""))
 

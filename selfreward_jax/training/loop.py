@@ -156,6 +156,6 @@ def trainable(model: Model, lora: LoraSettings | None, key: jax.Array) -> Params
     """What is trained, as it is before the first step: the weights, or a fresh adapter laid out as they are."""
     if lora is None:
         return model.params
-    layout = shardings(model.config, model.mesh, lora_specs(model.config, lora))
+    layout = shardings(model.config, model.mesh, lora_specs(model.config, lora), model.rules)
     init = jax.jit(init_lora, static_argnums=(0, 1), out_shardings=layout)
     return init(model.config, lora, jax.random.fold_in(key, BEFORE_ANY_STEP))

@@ -82,27 +82,35 @@ def _packed(rows: list[TrainRow], layout: Layout, share: bool) -> list[Plan]:
     """First fit, longest first: within a few percent of full rows where there are many short texts."""
     total = sum(len(t) for row in rows for t in _texts(row, 0, 1, share))
     width = layout.rows * len(rows[0].examples) if layout.rows else _power_of_two(-(-total // layout.pack))
-    width = round_up(width, layout.ways)
     plans, waiting = [], rows
     while waiting:
-        free, taken, places, left = [layout.pack] * width, [], [], []
-        for row in waiting:
-            found = _place(_texts(row, 0, 1, share), free)
-            if found is None:
-                left.append(row)
-            else:
-                taken.append(row)
-                places.append(found)
-        if not taken:
+        plan, left = _fill(waiting, layout.pack, round_up(width, layout.ways), share)
+        if not plan.rows:
             raise ValueError(f"a text is longer than the {layout.pack} tokens of a packed row")
-        size = _power_of_two(len(taken))  # few sizes, as each is compiled
-        texts: list[list[Text]] = [[] for _ in range(width)]
-        for r, (row, found) in enumerate(zip(taken, places, strict=True)):
-            for text, b in zip(_texts(row, r, size, share), found, strict=True):
-                texts[b].append(text)
-        plans.append(Plan(taken, size, texts))
+        if left and not layout.rows:
+            width *= 2  # all of a step at once was asked for
+            continue
+        plans.append(plan)
         waiting = left
     return plans
+
+
+def _fill(rows: list[TrainRow], capacity: int, width: int, share: bool) -> tuple[Plan, list[TrainRow]]:
+    """As many training rows as fit into `width` array rows, and those that are left."""
+    free, taken, places, left = [capacity] * width, [], [], []
+    for row in rows:
+        found = _place(_texts(row, 0, 1, share), free)
+        if found is None:
+            left.append(row)
+        else:
+            taken.append(row)
+            places.append(found)
+    size = _power_of_two(max(len(taken), 1))  # few sizes, as each is compiled
+    texts: list[list[Text]] = [[] for _ in range(width)]
+    for r, (row, found) in enumerate(zip(taken, places, strict=True)):
+        for text, b in zip(_texts(row, r, size, share), found, strict=True):
+            texts[b].append(text)
+    return Plan(taken, size, texts), left
 
 
 def plan_micro_batches(rows: Sequence[TrainRow], layout: Layout) -> list[Plan]:

@@ -20,7 +20,7 @@ from tests.engine.small_llama import GQA, VARIANTS, log_softmax, naive_logp, ran
 
 FORWARD = ForwardSettings(dtype="float32", head_chunk=32, remat="block", dropout=0.0)
 BUCKET = 16
-BETA, SMOOTHING = 0.3, 0.1
+BETA, SMOOTHING, LD_ALPHA = 0.3, 0.1, 0.4
 
 
 def example(rng, most: int) -> Example:
@@ -36,7 +36,11 @@ def make_rows(kind: str, count: int, most: int = 9) -> list[TrainRow]:
     return [TrainRow(pair, tuple(rng.normal(-4 * len(e.response_ids)) for e in pair)) for pair in pairs]
 
 
-OBJECTIVES = {"sft": SFT(), "dpo": make_objective(LossSettings(beta=BETA, label_smoothing=SMOOTHING))}
+OBJECTIVES = {
+    "sft": SFT(),
+    "dpo": make_objective(LossSettings(beta=BETA, label_smoothing=SMOOTHING)),
+    "ld": make_objective(LossSettings(("ipo", "apo_zero"), (2.0, 0.5), beta=BETA, ld_alpha=LD_ALPHA)),
+}
 
 
 def summed(config, params, kind: str, rows, micro: int, key=None):
@@ -55,13 +59,32 @@ def naive_loss(config, params, kind: str, rows) -> float:
     logp = lambda e: naive_logp(config, params, e.prompt_ids, e.response_ids)  # noqa: E731
     if kind == "sft":
         return -sum(logp(r.examples[0]) for r in rows) / sum(len(r.examples[0].response_ids) for r in rows)
+    if kind == "ld":
+        return naive_ld_loss(config, params, rows)
     gains = [[logp(e) - ref for e, ref in zip(r.examples, r.reference, strict=True)] for r in rows]
     margins = BETA * np.array([chosen - rejected for chosen, rejected in gains])
     right, wrong = log_softmax(np.stack([margins, 0 * margins], axis=-1)).T
     return -((1 - SMOOTHING) * right + SMOOTHING * wrong).mean()
 
 
-@pytest.mark.parametrize(("kind", "variant"), [("sft", "mha_with_biases"), ("dpo", "tied_mqa")])
+def naive_ld_loss(config, params, rows) -> float:
+    """Two losses of pairs whose tokens beyond the shorter answer's end weigh less: the whole and its head, mixed."""
+    total = 0.0
+    for row in rows:
+        end = min(len(e.response_ids) for e in row.examples)
+        whole, head = (
+            np.array([naive_logp(config, params, e.prompt_ids, e.response_ids[:n]) for e in row.examples])
+            for n in (None, end)
+        )
+        chosen, rejected = LD_ALPHA * whole + (1 - LD_ALPHA) * head - row.reference
+        lengths = [len(e.response_ids) for e in row.examples]
+        ipo = (chosen / lengths[0] - rejected / lengths[1] - 1 / (2 * BETA)) ** 2
+        apo_zero = 1 / (1 + np.exp(BETA * chosen)) + 1 / (1 + np.exp(-BETA * rejected))
+        total += 2.0 * ipo + 0.5 * apo_zero
+    return total / len(rows)
+
+
+@pytest.mark.parametrize(("kind", "variant"), [("sft", "mha_with_biases"), ("dpo", "tied_mqa"), ("ld", "gqa")])
 def test_loss_and_gradients_are_those_of_the_naive_model(kind, variant):
     config, rows = VARIANTS[variant], make_rows(kind, 3)
     params = random_params(config)

@@ -9,16 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from selfreward_jax.core.losses import LossSettings
 from selfreward_jax.core.mesh import put_rows
 from selfreward_jax.training.batches import Example, TrainRow
 from selfreward_jax.training.loop import micro_batches
-from selfreward_jax.training.objectives import DPO, SFT
+from selfreward_jax.training.objectives import SFT, make_objective
 from selfreward_jax.training.packing import Layout, plan_micro_batches
 from selfreward_jax.training.step import ForwardSettings, add, gradients
 from tests.engine.small_llama import GQA, naive_logp, random_params, small_model
 
 FORWARD = ForwardSettings(dtype="float32", head_chunk=32, remat="none", dropout=0.0)
 RNG = np.random.default_rng(0)
+PREFERENCE = make_objective(LossSettings(beta=0.3))
 TOLERANCE = 5e-5  # programs here are compiled without optimisation, and sum less exactly for it
 
 
@@ -67,7 +69,7 @@ def relative_difference(found, expected) -> float:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("kind", ["sft", "dpo"])
 def test_the_layout_changes_neither_loss_nor_gradient(kind, layout):
-    rows, objective = {"sft": (SINGLES, SFT()), "dpo": (PAIRS, DPO(0.3))}[kind]
+    rows, objective = {"sft": (SINGLES, SFT()), "dpo": (PAIRS, PREFERENCE)}[kind]
     model = small_model()
     expected, facts = computed(model, rows, objective, Layout(len(rows), 16))
     found, found_facts = computed(model, rows, objective, LAYOUTS[layout])
@@ -78,7 +80,7 @@ def test_the_layout_changes_neither_loss_nor_gradient(kind, layout):
 
 @pytest.mark.parametrize("remat", ["dots", "block"])
 def test_what_is_recomputed_changes_nothing(remat):
-    model, objective = small_model(), DPO(0.3)
+    model, objective = small_model(), PREFERENCE
     forward = dataclasses.replace(FORWARD, remat=remat)
     expected, _ = computed(model, PAIRS, objective, LAYOUTS["shared prompt, packed"])
     found, _ = computed(model, PAIRS, objective, LAYOUTS["shared prompt, packed"], forward)
@@ -86,7 +88,7 @@ def test_what_is_recomputed_changes_nothing(remat):
 
 
 def test_packed_rows_on_a_mesh_have_the_gradients_of_one_device():
-    layout, objective = LAYOUTS["packed, for eight devices"], DPO(0.3)
+    layout, objective = LAYOUTS["packed, for eight devices"], PREFERENCE
     expected, _ = computed(small_model(), PAIRS, objective, layout)
     found, _ = computed(small_model(data=2, fsdp=2, tensor=2), PAIRS, objective, layout)
     assert relative_difference(found, expected) < TOLERANCE
@@ -99,7 +101,7 @@ def test_the_log_probabilities_of_packed_pairs_are_the_naive_ones():
         np.mean([naive_logp(GQA, params, p.examples[n].prompt_ids, p.examples[n].response_ids) for p in PAIRS])
         for n in range(2)
     )
-    _, facts = computed(small_model(), PAIRS, DPO(0.3), LAYOUTS["shared prompt, packed"])
+    _, facts = computed(small_model(), PAIRS, PREFERENCE, LAYOUTS["shared prompt, packed"])
     assert facts["logps/chosen"] == pytest.approx(chosen, rel=1e-4)
     assert facts["logps/rejected"] == pytest.approx(rejected, rel=1e-4)
 
