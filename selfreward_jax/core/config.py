@@ -16,6 +16,9 @@ from selfreward_jax.core.errors import UserError, did_you_mean
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "model.dtype": ("float32", "bfloat16"),
     "model.param_dtype": ("float32", "bfloat16"),
+    **{f"{s}.schedule": ("cosine", "linear", "constant") for s in ("sft", "dpo")},
+    "training.optimizer": ("adamw", "adafactor"),
+    "training.moments_dtype": ("float32", "bfloat16", "int8"),
     "prompts.generator": ("base", "current"),
     "judge.method": ("sampled", "completion", "expected"),
     "generation.cache_dtype": ("", "float32", "bfloat16"),
@@ -62,6 +65,8 @@ BOUNDS: Mapping[str, tuple[float | None, float | None]] = {
     "dpo.label_smoothing": (0, 0.5),
     "training.length_bucket": (1, None),
     "training.head_chunk": (1, None),
+    "training.ema_decay": (0, 0.999999),  # nearer to 1, float32 can't tell a step's share
+    "training.max_skipped": (1, None),
     **{f"{s}.top_k": (0, None) for s in ("prompts", "respond", "judge")},
     **{f"{s}.min_p": (0, 1) for s in ("prompts", "respond", "judge")},
     "respond.min_new_tokens": (0, None),
@@ -73,6 +78,7 @@ BOUNDS: Mapping[str, tuple[float | None, float | None]] = {
     "generation.score_rows": (1, None),
     "checkpoint.every_steps": (1, None),
     "checkpoint.keep": (1, None),
+    "log.peak_tflops": (0, None),
 }
 
 
@@ -120,6 +126,8 @@ def check(config: ConfigDict) -> None:
         micro, batch = given[f"{stage}.micro_batch_size"], given[f"{stage}.batch_size"]
         if micro and batch % micro:
             raise UserError(f"config.{stage}.micro_batch_size: {micro} must divide batch_size {batch}.")
+    if given["training.optimizer"] == "adafactor" and given["training.moments_dtype"] != "float32":
+        raise UserError("config.training.moments_dtype: adafactor keeps no Adam moments; leave it at float32.")
     for name in ("prompts.keywords", "respond.stop"):
         if not all(isinstance(word, str) and word for word in given[name]):
             raise UserError(f"config.{name}: {given[name]!r} must hold text only, and none that is empty.")
