@@ -460,6 +460,9 @@ def test_stages_one_by_one_make_the_same_files_and_models_as_run(data, finished,
     for t in ITERATIONS:
         for verb in ("prompts", "respond", "judge", "pairs", "dpo"):
             assert cli.main([*tiny.arguments(verb, run, data), f"--iteration={t}"]) == 0
-    assert visible(run) == visible(finished)
+    found, expected = visible(run), visible(finished)
+    assert found.keys() == expected.keys()
+    speeds = {f"m{t}/throughput.jsonl" for t in (1, 2, 3)}  # the clock's
+    assert {name for name in found if found[name] != expected[name]} <= speeds
     for t in (1, 2, 3):
         assert load_model(str(run / f"m{t}")).hash == load_model(str(finished / f"m{t}")).hash

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from selfreward_jax.core.mesh import put_rows
 from selfreward_jax.llama.load import shardings
 from selfreward_jax.llama.params import count_params, map_specs, param_specs
 from selfreward_jax.training.loop import micro_batches
@@ -121,10 +122,10 @@ def test_moments_without_gradient_fade_as_in_float32(name, b2):
         assert packed[part].mean() == pytest.approx(whole[part].mean(), rel=0.1)
 
 
-GRADIENTS = {"int8": 0.12, "bfloat16": 0.01}
+UPDATES_APART = {"int8": 0.08, "bfloat16": 0.01}
 
 
-@pytest.mark.parametrize("name", GRADIENTS)
+@pytest.mark.parametrize("name", UPDATES_APART)
 def test_training_follows_that_in_float32(name):
     """SFT on eight rows until most of the loss is gone, and at each step the two updates for the same gradients."""
     rows = make_rows("sft", 8)
@@ -147,10 +148,9 @@ def test_training_follows_that_in_float32(name):
             for d, s, (g, _) in zip(("float32", name), states, made, strict=True)
         ]
     losses = np.array(losses)
-    print(name, "updates apart", max(apart), "losses", losses[[0, 9, 19, 29]].tolist())
     assert losses[-1, 0] < 0.5 * losses[0, 0]
-    assert max(apart) < GRADIENTS[name]
-    np.testing.assert_allclose(losses[:, 1], losses[:, 0], rtol=0.02)
+    assert max(apart) < UPDATES_APART[name]
+    np.testing.assert_allclose(losses[:, 1], losses[:, 0], rtol=0.003)
 
 
 @pytest.mark.parametrize(("changes", "most"), [({}, 8.001), ({"moments_dtype": "bfloat16"}, 4.001)]
@@ -189,6 +189,7 @@ def test_adafactor_lowers_the_loss_and_lays_its_means_out():
     means = optax.tree.get(state.opt_state, "v_row")["layers"]["gate"]  # [L, D], of [L, D, F]
     assert means.shape == (2, 256) and means.sharding.shard_shape(means.shape) == (2, 128)
     with jax.set_mesh(model.mesh):
+        batch = put_rows(batch, model.mesh)
         for _ in range(settings.steps):
             grads, sums = gradients(
                 WIDE, SFT(), FORWARD, state.params, batch, None, np.float32(SFT().count(rows)), jax.random.key(0)
