@@ -42,7 +42,8 @@ def get_config() -> ConfigDict:
 
     c.sft = ConfigDict()  # M0 to M1
     c.sft.learning_rate = 5.5e-6  # paper
-    c.sft.final_learning_rate = 1.1e-6  # paper, reached by a cosine
+    c.sft.final_learning_rate = 1.1e-6  # paper
+    c.sft.schedule = "cosine"  # to the final rate (paper); "linear": to it too; "constant": never leaves learning_rate
     c.sft.warmup_steps = 0  # not stated in the paper
     c.sft.batch_size = 16  # rows a step (paper)
     c.sft.micro_batch_size = 0  # rows at a time on all devices together, 0: the whole batch
@@ -124,6 +125,7 @@ def get_config() -> ConfigDict:
     c.dpo.reference = "current"  # "current": M_t (paper); "m0"; "m1"
     c.dpo.learning_rate = 1e-6  # paper
     c.dpo.final_learning_rate = 1e-7  # paper
+    c.dpo.schedule = "cosine"  # paper
     c.dpo.warmup_steps = 0
     c.dpo.batch_size = 16  # pairs a step (paper); answers for kto
     c.dpo.micro_batch_size = 0
@@ -144,6 +146,12 @@ def get_config() -> ConfigDict:
     c.training.attention = "auto"  # "splash" (TPU), "cudnn" (NVIDIA, bfloat16), "blocks" (anywhere); auto: by device
     c.training.pack = 0  # tokens of a row into which several texts are packed; 0: a row for each text
     c.training.share_prompt = False  # DPO: a pair's prompt once, with both answers after it in the same row
+    c.training.optimizer = "adamw"  # not stated in the paper; "adafactor": factored second moments, no first ones, so
+    # of all that is under sft.adam_* and dpo.adam_* nothing is used
+    c.training.moments_dtype = "float32"  # AdamW's moments between steps, 8 bytes a weight together; "bfloat16": 4;
+    # "int8": 2 and a little, in blocks
+    c.training.ema_decay = 0.0  # a step: the model is the moving average of the weights; 0: the last weights (paper)
+    c.training.max_skipped = 5  # steps in a row without a finite gradient, each skipped, that end the training
 
     c.lora = ConfigDict()  # of `sft` and `dpo`, not in the paper; the fresh adapter of M_t is merged into M_t's weights
     c.lora.rank = 0  # of each adapter; 0: all weights are trained (paper)
@@ -168,4 +176,5 @@ def get_config() -> ConfigDict:
 
     c.log = ConfigDict()
     c.log.tensorboard = True
+    c.log.peak_tflops = 0.0  # bfloat16 TFLOP/s of one device, for MFU; 0: looked up by the device's name
     return c

@@ -20,6 +20,9 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "model.param_dtype": ("float32", "bfloat16"),
     "training.remat": ("none", "block", "dots", "offload"),
     "training.attention": ("auto", "blocks", "cudnn", "splash"),
+    **{f"{s}.schedule": ("cosine", "linear", "constant") for s in ("sft", "dpo")},
+    "training.optimizer": ("adamw", "adafactor"),
+    "training.moments_dtype": ("float32", "bfloat16", "int8"),
     "prompts.generator": ("base", "current"),
     "judge.method": ("sampled", "completion", "expected"),
     "generation.cache_dtype": ("", "float32", "bfloat16"),
@@ -76,6 +79,8 @@ BOUNDS: Mapping[str, tuple[float | None, float | None]] = {
     "training.length_bucket": (1, None),
     "training.pack": (0, None),
     "training.head_chunk": (1, None),
+    "training.ema_decay": (0, 0.999999),  # nearer to 1, float32 can't tell a step's share
+    "training.max_skipped": (1, None),
     **{f"{s}.top_k": (0, None) for s in ("prompts", "respond", "judge")},
     **{f"{s}.min_p": (0, 1) for s in ("prompts", "respond", "judge")},
     "respond.min_new_tokens": (0, None),
@@ -87,6 +92,7 @@ BOUNDS: Mapping[str, tuple[float | None, float | None]] = {
     "generation.score_rows": (1, None),
     "checkpoint.every_steps": (1, None),
     "checkpoint.keep": (1, None),
+    "log.peak_tflops": (0, None),
 }
 
 
@@ -144,6 +150,8 @@ def check(config: ConfigDict) -> None:
             f"config.dpo.micro_batch_size: {losses.whole_batch[0]} compares all rows of a batch, so it can't be split;"
             f" set it to 0, or batch_size to {micro}."
         )
+    if given["training.optimizer"] == "adafactor" and given["training.moments_dtype"] != "float32":
+        raise UserError("config.training.moments_dtype: adafactor keeps no Adam moments; leave it at float32.")
     for name in ("prompts.keywords", "respond.stop"):
         if not all(isinstance(word, str) and word for word in given[name]):
             raise UserError(f"config.{name}: {given[name]!r} must hold text only, and none that is empty.")

@@ -13,6 +13,8 @@ from selfreward_jax.core.hosts import is_writer
 from selfreward_jax.core.rows import Row, to_line
 from selfreward_jax.core.store import disk_error, is_local, write_atomic
 
+SPEED_FILE = "throughput.jsonl"
+
 
 class Board:
     """TensorBoard's file, written by the thread that calls.
@@ -69,33 +71,28 @@ class Board:
         self._events.close()
 
 
-class MetricsLog:
-    """Lines up to a checkpoint's step are kept on resume, later ones are written again as training repeats them.
+class StepLines:
+    """A JSONL file with a line a step.
 
-    Nothing in the file depends on the clock, so it is the same however often the run was interrupted.
+    Lines up to a checkpoint's step are kept on resume, later ones are written again as training repeats them.
     """
 
-    def __init__(self, folder: epath.Path | None, *, start_step: int, tensorboard: bool):
-        """Keeps the rows in memory alone if `folder` is None."""
+    def __init__(self, path: epath.Path | None, *, start_step: int):
+        """Keeps the rows in memory alone if `path` is None."""
         self.rows: list[Row] = []
-        self._board: Board | None = None
-        self.path = folder / "metrics.jsonl" if folder else None
-        if not folder or not self.path:
+        self.path = path
+        if not path:
             return
-        if self.path.exists():
+        if path.exists():
             # A line that was being written when the process died has no newline yet.
-            lines = self.path.read_text().split("\n")[:-1]
+            lines = path.read_text().split("\n")[:-1]
             self.rows = [row for row in map(json.loads, lines) if row["step"] <= start_step]
-        write_atomic(self.path, "".join(map(to_line, self.rows)))
-        if tensorboard and is_local(folder) and is_writer():
-            self._board = Board(folder / "tb", purge_step=start_step + 1)
+        write_atomic(path, "".join(map(to_line, self.rows)))
 
     def write(self, row: Row) -> None:
         self.rows.append(row)
         if self.path and is_local(self.path):
             self._append(to_line(row))
-        if self._board:
-            self._board.write(row["step"], {name: value for name, value in row.items() if name != "step"})
 
     def _append(self, text: str, *, sync: bool = False) -> None:
         assert self.path
@@ -117,6 +114,46 @@ class MetricsLog:
             self._append("", sync=True)
         else:
             write_atomic(self.path, "".join(map(to_line, self.rows)))
+
+
+class MetricsLog:
+    """What training tells: its metrics in `metrics.jsonl`, its speed in `throughput.jsonl`, both in TensorBoard.
+
+    Nothing in `metrics.jsonl` depends on the clock, so it is the same however often the run was interrupted.
+    """
+
+    def __init__(self, folder: epath.Path | None, *, start_step: int, tensorboard: bool):
+        """Keeps the rows in memory alone if `folder` is None."""
+        self._metrics = StepLines(folder and folder / "metrics.jsonl", start_step=start_step)
+        self._speed = StepLines(folder and folder / SPEED_FILE, start_step=start_step)
+        self._board: Board | None = None
+        if folder and tensorboard and is_local(folder) and is_writer():
+            self._board = Board(folder / "tb", purge_step=start_step + 1)
+
+    @property
+    def rows(self) -> list[Row]:
+        return self._metrics.rows
+
+    @property
+    def speeds(self) -> list[Row]:
+        return self._speed.rows
+
+    def write(self, row: Row, speed: Row | None = None) -> None:
+        """A step's metrics and how fast it was, each with its `step`."""
+        self._metrics.write(row)
+        self._draw(row)
+        if speed:
+            self._speed.write(speed)
+            self._draw(speed, "throughput/")
+
+    def _draw(self, row: Row, prefix: str = "") -> None:
+        if self._board:
+            self._board.write(row["step"], {f"{prefix}{name}": x for name, x in row.items() if name != "step"})
+
+    def flush(self) -> None:
+        """Everything so far is on disk when this returns."""
+        self._metrics.flush()
+        self._speed.flush()
         if self._board:
             self._board.flush()
 

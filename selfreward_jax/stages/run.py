@@ -19,7 +19,7 @@ from selfreward_jax.core.config import differences, to_dict
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.interrupt import Interrupt
 from selfreward_jax.core.mesh import make_mesh, make_rules
-from selfreward_jax.core.metrics import Board
+from selfreward_jax.core.metrics import SPEED_FILE, Board
 from selfreward_jax.core.progress import Meter, meter, say
 from selfreward_jax.core.rows import Row, read_jsonl, to_line
 from selfreward_jax.core.store import Journal, Manifest, is_local, sha256_file, write_atomic
@@ -264,7 +264,8 @@ class Run:
             for name in ("checkpoints", "tb", MERGED, ADAPTER):
                 if (marker.parent / name).exists():
                     (marker.parent / name).rmtree()
-            (marker.parent / "metrics.jsonl").unlink(missing_ok=True)
+            for name in ("metrics.jsonl", SPEED_FILE):
+                (marker.parent / name).unlink(missing_ok=True)
         write_atomic(marker, key)
         hosts.wait(f"{marker} is written")
 

@@ -99,7 +99,7 @@ def show(run: Run, rows: Sequence[dict[str, Any]]) -> None:
     for row in rows:
         console.print(f"  {row['model']}         {run.root / row['model'].lower()}")
     console.print(f"  rows       {run.root}/m*/prompts, responses, judgements, pairs, dropped (.jsonl)")
-    console.print(f"  training   {run.root}/m*/metrics.jsonl, m*/tb (TensorBoard)")
+    console.print(f"  training   {run.root}/m*/metrics.jsonl, m*/throughput.jsonl, m*/tb (TensorBoard)")
     console.print(f"  summary    {run.root / 'summary.json'}; what made what: {run.root / 'manifest.jsonl'}")
     newest = run.root / rows[-1]["model"].lower() if rows else run.root
     console.print(f"Talk to it:  selfreward chat --workdir={run.root}")

@@ -34,6 +34,10 @@ def train_settings(run: Run, section, rows: int) -> TrainSettings:
             adam_b2=section.adam_b2,
             adam_eps=section.adam_eps,
             clip_norm=section.clip_norm,
+            schedule=section.schedule,
+            optimizer=c.training.optimizer,
+            moments_dtype=c.training.moments_dtype,
+            ema_decay=c.training.ema_decay,
         ),
         forward=ForwardSettings(
             c.model.dtype,
@@ -54,6 +58,8 @@ def train_settings(run: Run, section, rows: int) -> TrainSettings:
         checkpoint_every=c.checkpoint.every_steps,
         checkpoint_keep=c.checkpoint.keep,
         tensorboard=c.log.tensorboard,
+        max_skipped=c.training.max_skipped,
+        peak_tflops=c.log.peak_tflops,
     )
 
 
@@ -124,12 +130,19 @@ def train_model(
 
 
 def summarise(log: Sequence[Row]) -> Row:
-    """First and last values of a training's metrics, each over a tenth of the steps (at least one)."""
+    """First and last values of a training's metrics, each over a tenth of the steps (at least one).
+
+    Steps at which a value was not finite have no part; None if it was at none of them.
+    """
     if not log:
         return {}
     width = max(1, len(log) // 10)
     names = [n for n in log[0] if n not in ("step", "epoch")]
-    mean = lambda rows, name: sum(r[name] for r in rows) / len(rows)  # noqa: E731
+
+    def mean(rows: Sequence[Row], name: str) -> float | None:
+        values = [row[name] for row in rows if row[name] is not None]
+        return sum(values) / len(values) if values else None
+
     return {
         "steps": log[-1]["step"],
         "first": {n: mean(log[:width], n) for n in names},

@@ -1,10 +1,12 @@
 """The training loop that SFT and DPO share: batches in a fixed order, checkpoints, and exact resume."""
 
 import dataclasses
+import functools
+import itertools
+import time
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
@@ -13,7 +15,7 @@ from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.interrupt import Interrupt, Interrupted
 from selfreward_jax.core.mesh import batch_ways, put_rows, replicated
 from selfreward_jax.core.metrics import MetricsLog
-from selfreward_jax.core.progress import meter
+from selfreward_jax.core.progress import meter, say
 from selfreward_jax.core.rows import Row
 from selfreward_jax.llama.load import Model
 from selfreward_jax.llama.lora import Adapter, LoraSettings, init_lora, lora_specs, merge
@@ -22,14 +24,21 @@ from selfreward_jax.training.batches import Batch, TrainRow, batch_indices, lay_
 from selfreward_jax.training.objectives import Objective, RowArrays, row_arrays
 from selfreward_jax.training.optimizer import OptimizerSettings
 from selfreward_jax.training.packing import Layout, plan_micro_batches
-from selfreward_jax.training.step import ForwardSettings, TrainState, add, gradients, init_state, update
+from selfreward_jax.training.step import ForwardSettings, add, gradients, init_state, resume, update
+from selfreward_jax.training.throughput import closing_line, peak_flops, step_timing, train_flops
 
 BEFORE_ANY_STEP = 2**32 - 1  # in the place of a step's number, for the key of what is drawn before them
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainSettings:
-    """How to train; `layout` says how much of a batch is computed at a time."""
+    """How to train.
+
+    Attributes:
+      layout: how much of a batch is computed at a time, and how its texts become arrays.
+      max_skipped: steps in a row without a finite gradient that end the training.
+      peak_tflops: of one device, 0 to look it up.
+    """
 
     optimizer: OptimizerSettings
     forward: ForwardSettings
@@ -38,6 +47,8 @@ class TrainSettings:
     checkpoint_every: int
     checkpoint_keep: int
     tensorboard: bool
+    max_skipped: int = 5
+    peak_tflops: float = 0.0
 
 
 def micro_batches(rows: Sequence[TrainRow], layout: Layout) -> list[tuple[Batch, RowArrays]]:
@@ -66,7 +77,7 @@ def train(
       model: where to start; its weights are given up. With `settings.forward.lora` they are frozen, checkpoints hold
         the adapter alone, and it is merged into them at the end.
       rows: the order in which they are seen follows from `seed`.
-      folder: for `checkpoints/`, `metrics.jsonl` and `tb/`.
+      folder: for `checkpoints/`, `metrics.jsonl`, `throughput.jsonl` and `tb/`.
       title: of the progress bar.
 
     Returns:
@@ -74,7 +85,7 @@ def train(
 
     Raises:
       Interrupted: after saving, if a stop was asked for.
-      UserError: the loss or its gradient is not finite.
+      UserError: the gradient was not finite at `settings.max_skipped` steps in a row.
     """
     steps = settings.optimizer.steps
     layout = dataclasses.replace(settings.layout, ways=batch_ways(model.mesh, model.rules))
@@ -86,20 +97,21 @@ def train(
     checkpoints = Checkpoints(folder / "checkpoints", settings.checkpoint_keep) if folder else None
     start = (checkpoints.latest() or 0) if checkpoints else 0
     if checkpoints and start:
-        restored = checkpoints.restore(start, {item: state.params, "opt_state": state.opt_state})
-        state = TrainState(jnp.int32(start), restored[item], restored["opt_state"])
+        state = resume(state, item, start, functools.partial(checkpoints.restore, start))
     log = MetricsLog(folder, start_step=start, tensorboard=settings.tensorboard)
 
     def save(step: int) -> None:
         log.flush()
         if checkpoints and checkpoints.latest() != step:
-            checkpoints.save(step, {item: state.params, "opt_state": state.opt_state})
+            checkpoints.save(step, {item: state.trained, "opt_state": state.resumable})
 
+    peak = peak_flops(model.mesh.devices.flat[0].device_kind, settings.peak_tflops)
     with meter(title, steps, done=start, unit="steps") as progress, jax.set_mesh(model.mesh):
         for step in range(start, steps):
+            begun = time.perf_counter()
             chosen = [rows[i] for i in batch_indices(len(rows), settings.batch_size, seed=seed, step=step)]
             counts = {name: np.float32(value) for name, value in objective.counts(chosen).items()}
-            total = None
+            total, positions = None, 0
             for n, (batch, arrays) in enumerate(micro_batches(chosen, layout)):
                 part = gradients(
                     model.config,
@@ -112,6 +124,7 @@ def train(
                     jax.random.fold_in(jax.random.fold_in(dropout_key, step), n),
                     frozen,
                 )
+                positions += batch.tokens.size
                 total = part if total is None else add(total, part)
             assert total is not None
             grads, shares = total
@@ -119,24 +132,34 @@ def train(
             # Of the size of the weights each; they would outlive the step, through checkpoint and next gradients.
             grads = total = part = None
             shares, facts = jax.device_get((shares, facts))
-            loss = float(shares.pop("loss"))
-            if not np.isfinite([loss, facts["grad_norm"]]).all():
-                raise UserError(
-                    f"{title}: the loss is {loss} and the gradient's norm {facts['grad_norm']} at step {step + 1};"
-                    " lower the learning rate."
-                )
-            tokens = sum(len(e) for row in chosen for e in row.examples)
+            loss = finite(shares.pop("loss"))
+            examples = [e for row in chosen for e in row.examples]
+            tokens = sum(map(len, examples))
+            speed = step_timing(
+                step + 1,
+                time.perf_counter() - begun,
+                tokens=tokens,
+                positions=positions,
+                flops=train_flops(model.config, examples),
+                devices=model.mesh.size,
+                peak=peak,
+            )
+            before = log.rows[-1] if log.rows else {"num_tokens": 0, "skipped_updates": 0}
             log.write(
                 {
                     "step": step + 1,
                     "epoch": (step + 1) / per_epoch,
                     "loss": loss,
-                    **{name: float(value) for name, value in shares.items()},
-                    **{name: float(value) for name, value in facts.items()},
-                    "num_tokens": tokens + (log.rows[-1]["num_tokens"] if log.rows else 0),
-                }
+                    **{name: finite(value) for name, value in shares.items()},
+                    **{name: finite(value) for name, value in facts.items()},
+                    "num_tokens": before["num_tokens"] + tokens,
+                    "skipped_updates": before["skipped_updates"] + (finite(facts["grad_norm"]) is None),
+                },
+                speed,
             )
-            progress.advance(1, tokens)
+            # Of a training of fewer steps, none would have had an effect.
+            stop_if_lost(title, log.rows, min(settings.max_skipped, steps))
+            progress.advance(1, tokens, f"MFU {100 * speed['mfu']:.0f}%" if peak else "")
             stop = interrupt.requested  # looked at once: the signal may come at any moment
             if stop or (step + 1) % settings.checkpoint_every == 0 or step + 1 == steps:
                 save(step + 1)
@@ -145,10 +168,13 @@ def train(
     if checkpoints:
         checkpoints.close()
     log.close()
+    if start < steps:
+        skipped = log.rows[-1]["skipped_updates"]
+        say(f"{title}: {closing_line(log.speeds)}" + (f"; {skipped} of {steps} updates skipped" if skipped else ""))
     if lora is None:
-        return dataclasses.replace(model, params=state.params, adapter=None), steps, log.rows
-    merged = merge(lora, model.params, state.params)
-    adapter = Adapter(lora, state.params, model.name)
+        return dataclasses.replace(model, params=state.trained, adapter=None), steps, log.rows
+    merged = merge(lora, model.params, state.trained)
+    adapter = Adapter(lora, state.trained, model.name)
     return dataclasses.replace(model, params=merged, adapter=adapter), steps, log.rows
 
 
@@ -159,3 +185,19 @@ def trainable(model: Model, lora: LoraSettings | None, key: jax.Array) -> Params
     layout = shardings(model.config, model.mesh, lora_specs(model.config, lora), model.rules)
     init = jax.jit(init_lora, static_argnums=(0, 1), out_shardings=layout)
     return init(model.config, lora, jax.random.fold_in(key, BEFORE_ANY_STEP))
+
+
+def finite(value) -> float | None:
+    """None for what is not finite, which JSON can't hold."""
+    return float(value) if np.isfinite(value) else None
+
+
+def stop_if_lost(title: str, rows: Sequence[Row], max_skipped: int) -> None:
+    """Raises `UserError` if the last `max_skipped` steps had no finite gradient."""
+    skipped = [row["step"] for row in itertools.takewhile(lambda row: row["grad_norm"] is None, reversed(rows))]
+    if len(skipped) >= max_skipped:
+        raise UserError(
+            f"{title}: the gradient was not finite at {len(skipped)} steps in a row, {skipped[-1]} to {skipped[0]}, and"
+            " no update was made; lower the learning rate, compute in float32 (config.model.dtype), or see whether the"
+            " model that it began with is sound."
+        )

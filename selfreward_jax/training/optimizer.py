@@ -1,12 +1,19 @@
-"""AdamW with warm-up, a cosine to a floor and global-norm clipping, from optax."""
+"""The optimiser, its learning rate's course, and how its state is laid out; from optax."""
 
 import dataclasses
+import math
 
+import jax
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 
+from selfreward_jax.core.mesh import replicated
 from selfreward_jax.llama.config import LlamaConfig
 from selfreward_jax.llama.lora import LoraSettings, trained_specs
-from selfreward_jax.llama.params import map_specs
+from selfreward_jax.llama.params import Params, map_specs
+from selfreward_jax.training.moments import scale_by_adam
+
+FACTORED_RMS_CLIP = 1.0  # Adafactor's bound on an update's root mean square, its paper's value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,32 +29,91 @@ class OptimizerSettings:
     adam_b2: float = 0.95
     adam_eps: float = 1e-8
     clip_norm: float = 1.0
+    schedule: str = "cosine"
+    optimizer: str = "adamw"
+    moments_dtype: str = "float32"
+    ema_decay: float = 0.0
 
 
 def schedule(settings: OptimizerSettings) -> optax.Schedule:
-    """Learning rate at a step (from 0): linear warm-up, then a cosine that reaches the floor at the last step."""
-    decay_steps = max(settings.steps - 1, settings.warmup_steps + 1)
-    return optax.warmup_cosine_decay_schedule(
-        init_value=settings.learning_rate / (settings.warmup_steps + 1),
-        peak_value=settings.learning_rate,
-        warmup_steps=settings.warmup_steps,
-        decay_steps=decay_steps,
-        end_value=settings.final_learning_rate,
+    """Learning rate at a step (from 0): linear warm-up, then a course that reaches the floor at the last step."""
+    s = settings
+    start = s.learning_rate / (s.warmup_steps + 1)
+    decay_steps = max(s.steps - 1, s.warmup_steps + 1)
+    if s.schedule == "cosine":
+        return optax.warmup_cosine_decay_schedule(
+            start, s.learning_rate, s.warmup_steps, decay_steps, s.final_learning_rate
+        )
+    if s.schedule == "linear":
+        course = optax.linear_schedule(s.learning_rate, s.final_learning_rate, decay_steps - s.warmup_steps)
+    else:
+        course = optax.constant_schedule(s.learning_rate)
+    if not s.warmup_steps:
+        return course
+    return optax.join_schedules(
+        [optax.linear_schedule(start, s.learning_rate, s.warmup_steps), course], [s.warmup_steps]
     )
 
 
 def make_optimizer(
     config: LlamaConfig, settings: OptimizerSettings, lora: LoraSettings | None = None
 ) -> optax.GradientTransformation:
-    """Decay applies to matrices only, not to norms and biases."""
-    clip = optax.clip_by_global_norm(settings.clip_norm) if settings.clip_norm else optax.identity()
+    """The direction of a step; the rate is left to the caller, who knows the step. Decay applies to matrices only.
+
+    `adamw` is Loshchilov and Hutter's (arXiv 1711.05101). `adafactor` (Shazeer and Stern, arXiv 1804.04235) keeps
+    the second moment of a matrix as row and column means and no first one; rates are absolute as AdamW's, not relative
+    to the weights, and decay is AdamW's too.
+    """
+    s = settings
+    clip = optax.clip_by_global_norm(s.clip_norm) if s.clip_norm else optax.identity()
+    if s.optimizer == "adafactor":
+        direction = optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(FACTORED_RMS_CLIP))
+    else:
+        direction = scale_by_adam(s.adam_b1, s.adam_b2, s.adam_eps, s.moments_dtype)
     decayed = map_specs(lambda spec: spec.kind == "matrix", trained_specs(config, lora))
-    adamw = optax.adamw(
-        schedule(settings),
-        b1=settings.adam_b1,
-        b2=settings.adam_b2,
-        eps=settings.adam_eps,
-        weight_decay=settings.weight_decay,
-        mask=decayed,
+    return optax.chain(clip, direction, optax.add_decayed_weights(s.weight_decay, mask=decayed))
+
+
+def state_shardings(optimizer: optax.GradientTransformation, params: Params):
+    """A sharding for every array of the optimiser's state: those that go with a weight are laid out like it."""
+    weights = {_names(path): weight for path, weight in jax.tree_util.tree_leaves_with_path(params)}
+    some = jax.tree.leaves(params)[0].sharding
+    whole = replicated(some.mesh) if isinstance(some, NamedSharding) else some
+
+    def one(path, x):
+        weight = weights.get(_names(path))
+        return whole if weight is None else sharding_beside(x.shape, weight.shape, weight.sharding)
+
+    return jax.tree_util.tree_map_with_path(one, jax.eval_shape(optimizer.init, params))
+
+
+def _names(path) -> tuple[str, ...]:
+    """Of the weight that an array goes with: the tree of weights is all dicts, the state around it is not."""
+    return tuple(key.key for key in path if isinstance(key, jax.tree_util.DictKey))
+
+
+def sharding_beside(shape: tuple[int, ...], weight_shape: tuple[int, ...], sharding):
+    """Splits an array along the axes that it shares with a weight, as the weight is, where they still divide.
+
+    The array has the weight's axes, perhaps in other sizes (a scale per block), or all but one (a mean over it);
+    anything else is whole on each device.
+    """
+    if not isinstance(sharding, NamedSharding):
+        return sharding
+    axes = [*sharding.spec, *[None] * (len(weight_shape) - len(sharding.spec))]
+    if len(shape) == len(weight_shape) - 1:
+        without = (n for n in range(len(weight_shape)) if weight_shape[:n] + weight_shape[n + 1 :] == shape)
+        dropped = next(without, None)
+        if dropped is not None:
+            del axes[dropped]
+    if len(shape) != len(axes):
+        return replicated(sharding.mesh)
+
+    def ways(axis) -> int:
+        names = (axis,) if isinstance(axis, str) else axis or ()
+        return math.prod(sharding.mesh.shape[name] for name in names)
+
+    return NamedSharding(
+        sharding.mesh,
+        PartitionSpec(*(axis if size % ways(axis) == 0 else None for axis, size in zip(axes, shape, strict=True))),
     )
-    return optax.chain(clip, adamw)

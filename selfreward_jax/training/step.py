@@ -6,31 +6,45 @@ accumulating is exact however the rows are split.
 
 import dataclasses
 import functools
-from typing import cast
+from collections.abc import Callable
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jax.sharding import NamedSharding
 
-from selfreward_jax.core.mesh import RULES, Rules, replicated
+from selfreward_jax.core.mesh import RULES, Rules
 from selfreward_jax.llama.config import LlamaConfig
 from selfreward_jax.llama.lora import LoraSettings, attach, trained_specs
 from selfreward_jax.llama.params import Params, shardings
+from selfreward_jax.training import ema
 from selfreward_jax.training.batches import Batch
 from selfreward_jax.training.logps import response_logps
 from selfreward_jax.training.objectives import Counts, Objective, RowArrays
-from selfreward_jax.training.optimizer import OptimizerSettings, make_optimizer, schedule
+from selfreward_jax.training.optimizer import OptimizerSettings, make_optimizer, schedule, state_shardings
 
 
 @struct.dataclass
 class TrainState:
-    """What a checkpoint holds: updates done so far, the weights that are trained, optimiser state."""
+    """What training changes: steps done so far, what is trained, optimiser state, and the average."""
 
     step: jax.Array
     params: Params
     opt_state: optax.OptState
+    ema: Params | None = None
+
+    @property
+    def trained(self) -> Params:
+        """The weights of the model that training has made so far."""
+        return self.params if self.ema is None else ema.weights(self.ema, self.params)
+
+    @property
+    def resumable(self) -> Any:
+        """What going on needs and `trained` doesn't hold."""
+        if self.ema is None:
+            return self.opt_state
+        return {"optimizer": self.opt_state, "weights": self.params, "ema": self.ema}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,12 +133,21 @@ def update(
     grads: Params,
     lora: LoraSettings | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One optimiser step. Returns the new state, the gradient's norm before clipping, and the learning rate."""
-    optimizer = make_optimizer(config, settings, lora)
-    metrics = {"grad_norm": optax.global_norm(grads), "learning_rate": schedule(settings)(state.step)}
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = cast(Params, optax.apply_updates(state.params, updates))
-    return TrainState(state.step + 1, params, opt_state), metrics
+    """One optimiser step. Returns the new state, the gradient's norm before clipping, and the learning rate.
+
+    A gradient that is not finite leaves weights and optimiser state as they are; the step counts all the same, so that
+    the learning rate's course and the order of rows go on.
+    """
+    norm, rate = optax.global_norm(grads), jnp.asarray(schedule(settings)(state.step))
+
+    def apply(params, opt_state):
+        updates, opt_state = make_optimizer(config, settings, lora).update(grads, opt_state, params)
+        return cast(Params, optax.apply_updates(params, jax.tree.map(lambda x: -rate * x, updates))), opt_state
+
+    # A branch rather than a choice between results, which would need memory for both.
+    params, opt_state = jax.lax.cond(jnp.isfinite(norm), apply, lambda *old: old, state.params, state.opt_state)
+    averaged = None if state.ema is None else ema.average(settings.ema_decay, state.step, state.ema, params)
+    return TrainState(state.step + 1, params, opt_state, averaged), {"grad_norm": norm, "learning_rate": rate}
 
 
 def init_state(
@@ -132,12 +155,15 @@ def init_state(
 ) -> TrainState:
     """Step 0; the optimiser's moments are laid out like the weights, which the compiler would not do by itself."""
     optimizer = make_optimizer(config, settings, lora)
-    beside = jax.tree.leaves(params)[0].sharding
-    layout = optax.tree.map_params(
-        optimizer,
-        lambda _, weight: weight.sharding,
-        jax.eval_shape(optimizer.init, params),
-        params,
-        transform_non_params=lambda _: replicated(beside.mesh) if isinstance(beside, NamedSharding) else beside,
-    )
-    return TrainState(jnp.int32(0), params, jax.jit(optimizer.init, out_shardings=layout)(params))
+    opt_state = jax.jit(optimizer.init, out_shardings=state_shardings(optimizer, params))(params)
+    return TrainState(jnp.int32(0), params, opt_state, ema.start(params) if settings.ema_decay else None)
+
+
+def resume(state: TrainState, item: str, step: int, restore: Callable[[dict[str, Any]], dict[str, Any]]) -> TrainState:
+    """The state after `step` steps, from what `restore` gives for trees of arrays laid out as `state`'s are;
+    `item` is what a checkpoint calls the trained tree."""
+    if state.ema is None:
+        found = restore({item: state.params, "opt_state": state.opt_state})
+        return TrainState(jnp.int32(step), found[item], found["opt_state"])
+    found = restore({"opt_state": state.resumable})["opt_state"]
+    return TrainState(jnp.int32(step), found["weights"], found["optimizer"], found["ema"])

@@ -87,6 +87,22 @@ def test_a_value_that_is_no_choice_is_refused_and_all_choices_are_named(name):
         check(changed(name, choice))
 
 
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        ("sft.schedule=cosin", "'cosin' is not one of cosine, linear, constant"),
+        ("training.optimizer=sgd", "'sgd' is not one of adamw, adafactor"),
+        ("training.moments_dtype=int4", "'int4' is not one of float32, bfloat16, int8"),
+        ("training.ema_decay=1.0", "1.0 must be between 0 and 0.999999"),
+        ("training.ema_decay=-0.1", "-0.1 must be between"),
+        ("training.max_skipped=0", "0 must be at least 1"),
+        ("log.peak_tflops=-1", "-1.0 must be at least 0"),
+    ],
+)
+def test_what_can_not_train_is_refused(override, reason):
+    assert_refused(f"config.{override.split('=')[0]}: {reason}", BASE, f"--config.{override}")
+
+
 @pytest.mark.parametrize("value", ["nan", "inf"])
 def test_a_number_must_be_finite(value):
     assert_refused(r"config\.dpo\.beta: .* finite", BASE, f"--config.dpo.beta={value}")
@@ -125,6 +141,7 @@ def test_keywords_are_text():
         (["dpo.batch_size=12", "dpo.micro_batch_size=8"], "dpo.micro_batch_size: 8 must divide"),
         (["judge.samples=1"], "judge.min_parsed: more than judge.samples"),
         (["prompts.min_words=151"], "prompts.min_words: more than prompts.max_words"),
+        (["training.optimizer=adafactor", "training.moments_dtype=int8"], "training.moments_dtype: adafactor keeps no"),
         (["prompts.source="], "prompts.source: empty"),
     ],
 )

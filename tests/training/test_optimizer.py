@@ -33,9 +33,23 @@ def test_warm_up_rises_evenly_to_the_full_rate_and_the_last_step_has_the_floor()
     assert found[-1] == pytest.approx(1e-3)
 
 
+def test_a_linear_course_falls_evenly_and_the_last_step_has_the_floor():
+    np.testing.assert_allclose(rates(schedule="linear"), np.linspace(1e-2, 1e-3, 11), rtol=1e-5)
+    found = rates(schedule="linear", warmup_steps=4)
+    np.testing.assert_allclose(found, [2e-3, 4e-3, 6e-3, 8e-3, *np.linspace(1e-2, 1e-3, 7)], rtol=1e-5)
+
+
+def test_a_constant_course_stays_at_the_full_rate_after_warm_up():
+    found = rates(schedule="constant", warmup_steps=4)
+    np.testing.assert_allclose(found, [2e-3, 4e-3, 6e-3, 8e-3, *[1e-2] * 7], rtol=1e-5)
+    np.testing.assert_allclose(rates(schedule="constant"), 1e-2, rtol=1e-5)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
 @pytest.mark.parametrize(("steps", "warmup_steps"), [(1, 0), (2, 0), (1, 5), (3, 3)])
-def test_short_trainings_have_positive_rates(steps, warmup_steps):
-    assert all(0 < rate <= 1e-2 for rate in rates(steps=steps, warmup_steps=warmup_steps))
+def test_short_trainings_have_positive_rates(schedule, steps, warmup_steps):
+    found = rates(schedule=schedule, steps=steps, warmup_steps=warmup_steps)
+    assert all(0 < rate <= np.float32(1e-2) for rate in found)
 
 
 def test_weight_decay_shrinks_matrices_and_leaves_norms_and_biases_alone():

@@ -1,6 +1,7 @@
 """A training that was interrupted ends, bit for bit, where an uninterrupted one does."""
 
 import dataclasses
+import itertools
 import json
 import math
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from etils import epath
 
+from selfreward_jax.core.checkpoints import Checkpoints
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.interrupt import Interrupt, Interrupted
 from selfreward_jax.core.rows import read_jsonl
@@ -153,23 +155,105 @@ def nothing_is_saved(folder) -> bool:
     return not [path for path in (folder / "checkpoints").iterdir() if path.name.isdigit()]
 
 
-def test_a_loss_that_is_not_finite_is_an_error_and_saves_nothing(tmp_path):
+def test_a_model_that_is_not_finite_is_an_error_and_saves_nothing(tmp_path):
     model = small_model()
     params = {**model.params, "norm": model.params["norm"] * jnp.nan}
-    with pytest.raises(UserError, match="test: the loss is nan .* at step 1; lower the learning rate"):
+    with pytest.raises(UserError, match="^test: the gradient was not finite at 5 steps in a row, 1 to 5, .*; lower"):
         run(tmp_path, model=dataclasses.replace(model, params=params))
     assert nothing_is_saved(tmp_path)
+    assert [row["loss"] for row in read_jsonl(tmp_path / "metrics.jsonl")] == [None] * 5
 
 
-def test_a_gradient_that_is_not_finite_is_an_error_and_saves_nothing(tmp_path, monkeypatch):
-    """Else the weights of the last step would be of no use, and only the next stage would see it."""
+def test_a_training_too_short_for_a_run_of_skips_is_an_error_if_every_update_was_skipped(monkeypatch):
+    plant(monkeypatch, at=range(100))
+    one = dataclasses.replace(SETTINGS, optimizer=dataclasses.replace(SETTINGS.optimizer, steps=2))
+    with pytest.raises(UserError, match="at 2 steps in a row, 1 to 2"):
+        run(settings=one)
 
-    def overflown(*arguments):
+
+def plant(monkeypatch, at, value=jnp.inf) -> None:
+    """Makes the gradient at these steps (from 0) not finite in one place."""
+    calls = itertools.count()
+
+    def planted(*arguments):
         grads, sums = gradients(*arguments)
-        return grads | {"norm": grads["norm"] * jnp.inf}, sums
+        step = next(calls) * SETTINGS.micro_batch_size // SETTINGS.batch_size
+        return (grads | {"norm": grads["norm"].at[3].set(value)}, sums) if step in at else (grads, sums)
 
-    monkeypatch.setattr("selfreward_jax.training.loop.gradients", overflown)
-    settings = dataclasses.replace(SETTINGS, checkpoint_every=1)
-    with pytest.raises(UserError, match=r"the gradient's norm (inf|nan) at step 1"):
-        run(tmp_path, settings=settings)
-    assert nothing_is_saved(tmp_path)
+    monkeypatch.setattr("selfreward_jax.training.loop.gradients", planted)
+
+
+# Two micro-batches in every step.
+EVEN = {"rows": make_rows("sft", 8), "settings": SETTINGS}
+
+
+@pytest.mark.parametrize("value", [jnp.nan, -jnp.inf])
+def test_a_step_without_a_finite_gradient_changes_nothing_but_the_step(value, monkeypatch):
+    """Weights are those of a training that stood still there: the same rows and rates at all other steps."""
+    plant(monkeypatch, at=(1, 2, 4), value=value)
+    _, _, log = run(**EVEN)
+    assert [row["skipped_updates"] for row in log] == [0, 1, 2, 2, 3, 3]
+    assert [row["grad_norm"] is None for row in log] == [False, True, True, False, True, False]
+    monkeypatch.undo()
+    whole = run(**EVEN)[2]
+    assert [row["learning_rate"] for row in log] == [row["learning_rate"] for row in whole]
+    assert log[0] == whole[0] and all(row["loss"] is not None for row in log)
+
+
+def test_a_run_of_skipped_updates_ends_the_training_where_it_was_resumed_too(tmp_path, monkeypatch):
+    settings = dataclasses.replace(SETTINGS, max_skipped=3)
+    plant(monkeypatch, at=(1, 2, 3))
+    with pytest.raises(Interrupted):
+        run(tmp_path, **EVEN | {"settings": settings}, interrupt=StopAfter(tmp_path, 3))
+    plant(monkeypatch, at=range(100))
+    with pytest.raises(UserError, match="at 3 steps in a row, 2 to 4"):
+        run(tmp_path, **EVEN | {"settings": settings})
+
+
+AVERAGED = dataclasses.replace(SETTINGS, optimizer=dataclasses.replace(SETTINGS.optimizer, ema_decay=0.7))
+
+
+def test_the_trained_model_is_the_average_of_the_weights_after_every_step(tmp_path):
+    """The average worked out in float64 from the checkpoints of a training without one."""
+    plain = dataclasses.replace(SETTINGS, checkpoint_every=1, checkpoint_keep=6)
+    run(tmp_path, settings=plain)
+    target = {"params": small_model().params}
+    checkpoints = Checkpoints(epath.Path(tmp_path) / "checkpoints", 6)
+    weights = [jax.device_get(checkpoints.restore(step, target)["params"]) for step in range(1, 7)]
+    shares = 0.7 ** np.arange(5, -1, -1.0)
+    model, *_ = run(settings=AVERAGED)
+    mean = lambda *xs: np.tensordot(shares / shares.sum(), np.stack(xs).astype(np.float64), 1)  # noqa: E731
+    jax.tree.map(
+        lambda found, *xs: np.testing.assert_allclose(found, mean(*xs), rtol=1e-4, atol=1e-6), model.params, *weights
+    )
+
+
+@pytest.mark.parametrize(
+    ("mesh", "changes"),
+    [({}, {"ema_decay": 0.7, "moments_dtype": "int8"}), (EIGHT, {"ema_decay": 0.7, "moments_dtype": "bfloat16"})],
+)
+def test_averages_and_moments_of_few_bits_are_resumed_bit_for_bit(mesh, changes, tmp_path):
+    settings = DPO_RUN["settings"]
+    settings = dataclasses.replace(settings, optimizer=dataclasses.replace(settings.optimizer, **changes))
+    again = lambda *folder, **more: run(*folder, **DPO_RUN | {"settings": settings}, model=small_model(**mesh), **more)  # noqa: E731
+    whole, *_ = again(tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        again(tmp_path / "cut", interrupt=StopAfter(tmp_path / "cut", 3))
+    resumed, *_ = again(tmp_path / "cut")
+    finished, *_ = again(tmp_path / "cut")  # restored alone
+    saved = Checkpoints(epath.Path(tmp_path) / "cut" / "checkpoints").restore(6, {"params": whole.params})["params"]
+    for params in (resumed.params, finished.params, saved):
+        jax.tree.map(np.testing.assert_array_equal, params, whole.params)
+
+
+def test_speed_goes_to_a_file_of_its_own(tmp_path, capsys):
+    settings = dataclasses.replace(SETTINGS, peak_tflops=1e-3)
+    _, _, log = run(tmp_path, settings=settings)
+    speeds = read_jsonl(tmp_path / "throughput.jsonl")
+    assert [row["step"] for row in speeds] == [row["step"] for row in log]
+    tokens = np.diff([0, *(row["num_tokens"] for row in log)])
+    np.testing.assert_allclose([row["tokens_per_second"] * row["step_seconds"] for row in speeds], tokens)
+    assert all(row["padding"] > 0 and row["mfu"] > 0 for row in speeds)
+    np.testing.assert_allclose([r["model_tflops_per_second"] / 1e-3 for r in speeds], [r["mfu"] for r in speeds])
+    assert not {"step_seconds", "mfu"} & log[0].keys()
+    assert "tok/s, MFU " in capsys.readouterr().err.splitlines()[-1]
