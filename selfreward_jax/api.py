@@ -40,8 +40,9 @@ from selfreward_jax.stages.respond import response_row
 from selfreward_jax.stages.run import ModelRef, Run
 from selfreward_jax.training.batches import Example, TrainRow, steps_per_epoch
 from selfreward_jax.training.loop import TrainSettings, train
+from selfreward_jax.training.objectives import DPO, SFT, Objective
 from selfreward_jax.training.optimizer import OptimizerSettings
-from selfreward_jax.training.step import DPO, SFT, ForwardSettings, Objective
+from selfreward_jax.training.step import ForwardSettings
 
 
 def config(path: str = "", **fields: Any) -> ConfigDict:

@@ -60,16 +60,20 @@ def partition(axes: tuple[str, ...], shape: tuple[int, ...], mesh: Mesh | Abstra
     return NamedSharding(mesh, PartitionSpec(*spec))
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows split over all data-parallel devices."""
-    return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
+def put_rows(tree, mesh: Mesh, *, axis: int = 0):
+    """Arrays split over the data-parallel devices by rows, or whole on each where the rows don't divide.
 
-
-def put_rows(tree, mesh: Mesh):
-    """Arrays split over the data-parallel devices by rows, or whole on each where the rows don't divide."""
+    Args:
+      axis: the rows' axis, 0 or -1.
+    """
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    whole = replicated(mesh)
-    return jax.tree.map(lambda x: jax.device_put(x, batch_sharding(mesh) if x.shape[0] % ways == 0 else whole), tree)
+
+    def put(x):
+        before = [None] * (x.ndim - 1 if axis else 0)
+        split = NamedSharding(mesh, PartitionSpec(*before, RULES["batch"]))
+        return jax.device_put(x, split if x.shape[axis] % ways == 0 else replicated(mesh))
+
+    return jax.tree.map(put, tree)
 
 
 def constrain_rows(x: jax.Array) -> jax.Array:

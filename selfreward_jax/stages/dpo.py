@@ -12,7 +12,7 @@ from selfreward_jax.stages.run import ModelRef, Run
 from selfreward_jax.stages.sft import fit, seed_rows
 from selfreward_jax.stages.training import train_model, training_inputs
 from selfreward_jax.training.batches import Example, TrainRow
-from selfreward_jax.training.step import DPO
+from selfreward_jax.training.objectives import DPO
 
 
 def preference_train(run: Run, t: int, pairs: Sequence[Pair]) -> ModelRef:

@@ -11,7 +11,7 @@ from selfreward_jax.methods.judging import JudgeTemplate, parse_score
 from selfreward_jax.stages.run import ModelRef, Run
 from selfreward_jax.stages.training import train_model, training_inputs
 from selfreward_jax.training.batches import Example, TrainRow
-from selfreward_jax.training.step import SFT
+from selfreward_jax.training.objectives import SFT
 
 
 def supervised_fine_tune(run: Run) -> ModelRef:

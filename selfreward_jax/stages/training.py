@@ -9,8 +9,9 @@ from selfreward_jax.llama.load import MODEL_FILE, Model, save_model_files
 from selfreward_jax.stages.run import ModelRef, Run
 from selfreward_jax.training.batches import TrainRow, steps_per_epoch
 from selfreward_jax.training.loop import TrainSettings, train
+from selfreward_jax.training.objectives import Objective
 from selfreward_jax.training.optimizer import OptimizerSettings
-from selfreward_jax.training.step import ForwardSettings, Objective
+from selfreward_jax.training.step import ForwardSettings
 
 
 def train_settings(run: Run, section, rows: int) -> TrainSettings:

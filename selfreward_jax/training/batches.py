@@ -35,10 +35,16 @@ class TrainRow:
     Attributes:
       examples: one for SFT; chosen and rejected for DPO.
       reference: the frozen model's log-probability of each example, where the objective needs it.
+      weight: how many rows this one counts for, > 0.
+      margin: by how much the first example should win, in units of the reward.
+      desirable: whether the answer is a good one, for objectives of single answers.
     """
 
     examples: tuple[Example, ...]
     reference: tuple[float, ...] = ()
+    weight: float = 1.0
+    margin: float = 0.0
+    desirable: bool = True
 
     def __len__(self) -> int:
         return max(len(e) for e in self.examples)

@@ -17,9 +17,9 @@ from selfreward_jax.core.progress import meter
 from selfreward_jax.core.rows import Row
 from selfreward_jax.llama.load import Model
 from selfreward_jax.training.batches import Batch, TrainRow, batch_indices, make_batch, steps_per_epoch
-from selfreward_jax.training.objectives import PairLogps
+from selfreward_jax.training.objectives import Objective, RowArrays, row_arrays
 from selfreward_jax.training.optimizer import OptimizerSettings
-from selfreward_jax.training.step import ForwardSettings, Objective, TrainState, add, gradients, init_state, update
+from selfreward_jax.training.step import ForwardSettings, TrainState, add, gradients, init_state, update
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ class TrainSettings:
     tensorboard: bool
 
 
-def micro_batches(rows: Sequence[TrainRow], size: int, bucket: int) -> list[tuple[Batch, PairLogps | None]]:
+def micro_batches(rows: Sequence[TrainRow], size: int, bucket: int) -> list[tuple[Batch, RowArrays]]:
     """Splits a batch into padded micro-batches of like length (longest first); how it is split changes no gradient."""
     ordered = sorted(rows, key=len, reverse=True)
     parts = [ordered[i : i + size] for i in range(0, len(ordered), size)]
@@ -44,13 +44,7 @@ def micro_batches(rows: Sequence[TrainRow], size: int, bucket: int) -> list[tupl
     for part in parts:
         filler = [None] * (size - len(part))
         examples = [e for n in range(len(part[0].examples)) for e in [*(row.examples[n] for row in part), *filler]]
-        batch = make_batch(examples, rows=len(examples), bucket=bucket)
-        reference = None
-        if part[0].reference:
-            columns = np.zeros((2, size), np.float32)
-            columns[:, : len(part)] = np.array([row.reference for row in part], np.float32).T
-            reference = PairLogps(*jnp.asarray(columns))
-        batches.append((batch, reference))
+        batches.append((make_batch(examples, rows=len(examples), bucket=bucket), row_arrays(part, size)))
     return batches
 
 
@@ -100,27 +94,27 @@ def train(
     with meter(title, steps, done=start, unit="steps") as progress, jax.set_mesh(model.mesh):
         for step in range(start, steps):
             chosen = [rows[i] for i in batch_indices(len(rows), settings.batch_size, seed=seed, step=step)]
-            count = np.float32(objective.count(chosen))
+            counts = {name: np.float32(value) for name, value in objective.counts(chosen).items()}
             total = None
-            for n, (batch, reference) in enumerate(micro_batches(chosen, micro, settings.length_bucket)):
+            for n, (batch, arrays) in enumerate(micro_batches(chosen, micro, settings.length_bucket)):
                 part = gradients(
                     model.config,
                     objective,
                     settings.forward,
                     state.params,
                     put_rows(batch, model.mesh),
-                    put_rows(reference, model.mesh),
-                    count,
+                    put_rows(arrays, model.mesh, axis=-1),
+                    counts,
                     jax.random.fold_in(jax.random.fold_in(dropout_key, step), n),
                 )
                 total = part if total is None else add(total, part)
             assert total is not None
-            grads, sums = total
+            grads, shares = total
             state, facts = update(model.config, settings.optimizer, state, grads)
             # Of the size of the weights each; they would outlive the step, through checkpoint and next gradients.
             grads = total = part = None
-            sums, facts = jax.device_get((sums, facts))
-            loss = float(sums.pop("loss"))
+            shares, facts = jax.device_get((shares, facts))
+            loss = float(shares.pop("loss"))
             if not np.isfinite([loss, facts["grad_norm"]]).all():
                 raise UserError(
                     f"{title}: the loss is {loss} and the gradient's norm {facts['grad_norm']} at step {step + 1};"
@@ -132,7 +126,7 @@ def train(
                     "step": step + 1,
                     "epoch": (step + 1) / per_epoch,
                     "loss": loss,
-                    **{name: float(value / count) for name, value in sums.items()},
+                    **{name: float(value) for name, value in shares.items()},
                     **{name: float(value) for name, value in facts.items()},
                     "num_tokens": tokens + (log.rows[-1]["num_tokens"] if log.rows else 0),
                 }

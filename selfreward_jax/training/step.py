@@ -1,12 +1,11 @@
 """The jitted pieces of a training step: gradients of a micro-batch added to a sum, and one update from the sum.
 
-Each micro-batch contributes sums that are divided by the whole batch's count (tokens for SFT, pairs for DPO), so
+Each micro-batch contributes its share of the whole batch's loss and metrics (see `objectives.Objective`), so
 accumulating is exact however the rows are split.
 """
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 from typing import cast
 
 import jax
@@ -19,9 +18,9 @@ from selfreward_jax.core.mesh import constrain_rows, replicated
 from selfreward_jax.llama.config import LlamaConfig
 from selfreward_jax.llama.load import shardings
 from selfreward_jax.llama.params import Params
-from selfreward_jax.training.batches import Batch, TrainRow
+from selfreward_jax.training.batches import Batch
 from selfreward_jax.training.logps import response_logps
-from selfreward_jax.training.objectives import PairLogps, dpo_loss
+from selfreward_jax.training.objectives import Counts, Objective, RowArrays
 from selfreward_jax.training.optimizer import OptimizerSettings, make_optimizer, schedule
 
 
@@ -44,41 +43,6 @@ class ForwardSettings:
     dropout: float
 
 
-@dataclasses.dataclass(frozen=True)
-class SFT:
-    """Negative log-likelihood of response tokens, averaged over the batch's tokens."""
-
-    def losses(self, logps_B: jax.Array, batch: Batch, reference: PairLogps | None):
-        return -logps_B.sum(), {}
-
-    def count(self, rows: Sequence[TrainRow]) -> int:
-        """What the loss is averaged over: response tokens."""
-        return sum(len(row.examples[0].response_ids) for row in rows)
-
-
-@dataclasses.dataclass(frozen=True)
-class DPO:
-    """DPO; a batch holds the chosen rows of all pairs, then the rejected ones."""
-
-    beta: float
-    label_smoothing: float = 0.0
-
-    def losses(self, logps_B: jax.Array, batch: Batch, reference: PairLogps | None):
-        assert reference is not None
-        chosen, rejected = jnp.split(logps_B, 2)
-        loss, metrics = dpo_loss(PairLogps(chosen, rejected), reference, self.beta, self.label_smoothing)
-        real = jnp.split(batch.response_lengths, 2)[0] > 0
-        sums = {name: jnp.where(real, value, 0.0).sum() for name, value in metrics.items()}
-        return jnp.where(real, loss, 0.0).sum(), sums
-
-    def count(self, rows: Sequence[TrainRow]) -> int:
-        """What the loss is averaged over: pairs."""
-        return len(rows)
-
-
-Objective = SFT | DPO
-
-
 @functools.partial(jax.jit, static_argnames=("config", "objective", "settings"))
 def gradients(
     config: LlamaConfig,
@@ -86,15 +50,16 @@ def gradients(
     settings: ForwardSettings,
     params: Params,
     batch: Batch,
-    reference: PairLogps | None,
-    count: jax.Array,
+    rows: RowArrays,
+    counts: Counts,
     key: jax.Array,
 ) -> tuple[Params, dict[str, jax.Array]]:
-    """Gradient of a micro-batch's share of the loss, and its metric sums (`loss` is already the share).
+    """Gradient of a micro-batch's share of the loss, and its shares of the loss and the metrics.
 
     Args:
-      reference: the frozen model's log-probabilities of the same rows, for objectives that need them.
-      count: what the whole batch's loss is divided by.
+      batch: the first examples of all rows, then the second ones, and so on.
+      rows: what else the objective needs to know of them.
+      counts: of the whole batch, from `objective.counts`.
       key: of the dropout.
     """
 
@@ -110,12 +75,11 @@ def gradients(
             dropout_key=key if settings.dropout > 0 else None,
             constrain=constrain_rows,
         )
-        total, sums = objective.losses(logps_B, batch, reference)
-        loss = total / count
-        return loss, {"loss": loss, **sums}
+        loss, metrics = objective.loss(logps_B.reshape(rows.lengths.shape), rows, counts)
+        return loss, {"loss": loss, **metrics}
 
-    grads, sums = jax.grad(loss_fn, has_aux=True)(params)
-    return constrain_params(config, grads), sums
+    grads, shares = jax.grad(loss_fn, has_aux=True)(params)
+    return constrain_params(config, grads), shares
 
 
 def constrain_params(config: LlamaConfig, tree: Params) -> Params:

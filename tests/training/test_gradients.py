@@ -11,8 +11,9 @@ from selfreward_jax.core.mesh import put_rows
 from selfreward_jax.llama.load import shardings
 from selfreward_jax.training.batches import Example, TrainRow
 from selfreward_jax.training.loop import micro_batches
+from selfreward_jax.training.objectives import DPO, SFT
 from selfreward_jax.training.optimizer import OptimizerSettings
-from selfreward_jax.training.step import DPO, SFT, ForwardSettings, add, gradients, init_state, update
+from selfreward_jax.training.step import ForwardSettings, add, gradients, init_state, update
 from tests.engine.small_llama import GQA, VARIANTS, log_softmax, naive_logp, random_params, small_model
 
 FORWARD = ForwardSettings(dtype="float32", head_chunk=32, remat=True, dropout=0.0)
@@ -39,11 +40,11 @@ OBJECTIVES = {"sft": SFT(), "dpo": DPO(BETA, SMOOTHING)}
 def summed(config, params, kind: str, rows, micro: int, key=None):
     """Gradients and metric sums of a batch, taken `micro` rows at a time as the training loop does."""
     objective = OBJECTIVES[kind]
-    count = np.float32(objective.count(rows))
+    counts = {name: np.float32(value) for name, value in objective.counts(rows).items()}
     key = jax.random.key(0) if key is None else key
     parts = [
-        gradients(config, objective, FORWARD, params, batch, reference, count, key)
-        for batch, reference in micro_batches(rows, micro, BUCKET)
+        gradients(config, objective, FORWARD, params, batch, arrays, counts, key)
+        for batch, arrays in micro_batches(rows, micro, BUCKET)
     ]
     return functools.reduce(add, parts)
 
@@ -99,10 +100,17 @@ def two_steps(model):
     state = init_state(GQA, OPTIMIZER, model.params)
     with jax.set_mesh(model.mesh):
         for start, end in ((0, 2), (2, 4)):
-            ((batch, reference),) = micro_batches(rows[start:end], 2, BUCKET)
-            batch, reference = put_rows(batch, model.mesh), put_rows(reference, model.mesh)
+            ((batch, arrays),) = micro_batches(rows[start:end], 2, BUCKET)
+            batch, arrays = put_rows(batch, model.mesh), put_rows(arrays, model.mesh, axis=-1)
             grads, sums = gradients(
-                GQA, OBJECTIVES["dpo"], FORWARD, state.params, batch, reference, np.float32(2), jax.random.key(0)
+                GQA,
+                OBJECTIVES["dpo"],
+                FORWARD,
+                state.params,
+                batch,
+                arrays,
+                {"pairs": np.float32(2)},
+                jax.random.key(0),
             )
             state, _ = update(GQA, OPTIMIZER, state, grads)
     return grads, sums, state

@@ -15,8 +15,9 @@ from selfreward_jax.core.interrupt import Interrupt, Interrupted
 from selfreward_jax.core.rows import read_jsonl
 from selfreward_jax.training.batches import TrainRow
 from selfreward_jax.training.loop import TrainSettings, train
+from selfreward_jax.training.objectives import SFT
 from selfreward_jax.training.optimizer import OptimizerSettings
-from selfreward_jax.training.step import SFT, ForwardSettings, gradients
+from selfreward_jax.training.step import ForwardSettings, gradients
 from tests.engine.small_llama import GQA, naive_logp, small_model
 from tests.training.test_gradients import EIGHT, FORWARD, OBJECTIVES, OPTIMIZER, make_rows
 
