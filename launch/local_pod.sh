@@ -53,21 +53,26 @@ for ((index = 0; index < processes; index++)); do
   pids+=("$!")
 done
 
-# Which one fails first is not for `wait` to say on every bash (macOS has 3.2), so look.
+# Which one fails first is not for `wait` to say on every bash (macOS has 3.2), so look. What bash itself says of a
+# process that a signal ended is told better below.
+exec 3>&2 2>/dev/null
 first=0
-left=("${pids[@]}")
+left=("${!pids[@]}")
 while [ "${#left[@]}" -gt 0 ]; do
   sleep 0.1 &
   wait "$!"
   going=()
-  for pid in "${left[@]}"; do
-    if kill -0 "$pid" 2>/dev/null; then
-      going+=("$pid")
+  for index in "${left[@]}"; do
+    if kill -0 "${pids[index]}"; then
+      going+=("$index")
       continue
     fi
-    wait "$pid"
+    wait "${pids[index]}"
     status=$?
-    [ "$first" -ne 0 ] || first=$status
+    if [ "$status" -ne 0 ] && [ "$first" -eq 0 ]; then
+      first=$status
+      echo "local_pod: process $index ended first, with status $status" >&3
+    fi
   done
   left=(${going[@]+"${going[@]}"})
 done

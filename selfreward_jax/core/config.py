@@ -24,6 +24,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "dpo.data": ("pairs", "positives"),
     "dpo.init_from": ("current", "m0", "m1"),
     "dpo.reference": ("current", "m0", "m1"),
+    "checkpoint.choose": ("last", "loss", "accuracy"),
 }
 # Smallest and largest value that makes sense; None: no bound.
 BOUNDS: Mapping[str, tuple[float | None, float | None]] = {
@@ -73,6 +74,8 @@ BOUNDS: Mapping[str, tuple[float | None, float | None]] = {
     "generation.score_rows": (1, None),
     "checkpoint.every_steps": (1, None),
     "checkpoint.keep": (1, None),
+    "checkpoint.keep_best": (1, None),
+    "checkpoint.held_out": (0, None),
 }
 
 
@@ -120,6 +123,14 @@ def check(config: ConfigDict) -> None:
         micro, batch = given[f"{stage}.micro_batch_size"], given[f"{stage}.batch_size"]
         if micro and batch % micro:
             raise UserError(f"config.{stage}.micro_batch_size: {micro} must divide batch_size {batch}.")
+    held_out = given["checkpoint.held_out"]
+    if held_out > 1 and held_out != int(held_out):
+        raise UserError(f"config.checkpoint.held_out: {held_out} must be a share below 1 or a whole number of rows.")
+    if given["checkpoint.choose"] != "last" and not held_out:
+        raise UserError(
+            f"config.checkpoint.choose: {given['checkpoint.choose']} is measured on held-out rows; set"
+            " checkpoint.held_out."
+        )
     for name in ("prompts.keywords", "respond.stop"):
         if not all(isinstance(word, str) and word for word in given[name]):
             raise UserError(f"config.{name}: {given[name]!r} must hold text only, and none that is empty.")

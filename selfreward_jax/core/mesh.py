@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 
 import jax
+import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from selfreward_jax.core.errors import UserError
@@ -60,18 +61,27 @@ def partition(axes: tuple[str, ...], shape: tuple[int, ...], mesh: Mesh | Abstra
     return NamedSharding(mesh, PartitionSpec(*spec))
 
 
+def row_ways(mesh: Mesh) -> int:
+    """Into how many parts the rows of a batch are split."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
 def put_rows(tree, mesh: Mesh, *, axis: int = 0):
     """Arrays split over the data-parallel devices by rows, or whole on each where the rows don't divide.
+
+    In any number of processes that hold the same arrays; each lays out the rows of its own devices.
 
     Args:
       axis: the rows' axis, 0 or -1.
     """
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    ways = row_ways(mesh)
 
     def put(x):
+        x = np.asarray(x)
         before = [None] * (x.ndim - 1 if axis else 0)
         split = NamedSharding(mesh, PartitionSpec(*before, RULES["batch"]))
-        return jax.device_put(x, split if x.shape[axis] % ways == 0 else replicated(mesh))
+        layout = split if x.shape[axis] % ways == 0 else replicated(mesh)
+        return jax.make_array_from_callback(x.shape, layout, lambda index: x[index])
 
     return jax.tree.map(put, tree)
 

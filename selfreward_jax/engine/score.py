@@ -7,18 +7,19 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 import jax.numpy as jnp
 
-from selfreward_jax.core.mesh import put_rows
+from selfreward_jax.core.mesh import put_rows, row_ways
+from selfreward_jax.engine.layout import replicate
 from selfreward_jax.llama.config import LlamaConfig
 from selfreward_jax.llama.load import Model
 from selfreward_jax.llama.params import Params
-from selfreward_jax.training.batches import Batch, Example, make_batch
+from selfreward_jax.training.batches import Batch, Example, make_batch, round_up
 from selfreward_jax.training.logps import response_logps
 
 
 @functools.partial(jax.jit, static_argnames=("config", "dtype", "head_chunk"))
 def score(config: LlamaConfig, params: Params, batch: Batch, *, dtype, head_chunk: int) -> jax.Array:
     """Summed log-probability of each row's response, [B]."""
-    return response_logps(config, params, batch, dtype=dtype, head_chunk=head_chunk)
+    return replicate((response_logps(config, params, batch, dtype=dtype, head_chunk=head_chunk),))[0]
 
 
 def plan_batches(examples: Sequence[Example], rows: int) -> list[list[int]]:
@@ -28,6 +29,7 @@ def plan_batches(examples: Sequence[Example], rows: int) -> list[list[int]]:
 
 
 def score_batch(model: Model, examples: Sequence[Example], *, rows: int, bucket: int, head_chunk: int) -> list[float]:
+    rows = round_up(rows, row_ways(model.mesh))  # empty rows, so that no device does another's work again
     batch = put_rows(make_batch(examples, rows=rows, bucket=bucket), model.mesh)
     with jax.set_mesh(model.mesh):
         logps = score(model.config, model.params, batch, dtype=jnp.dtype(model.dtype), head_chunk=head_chunk)

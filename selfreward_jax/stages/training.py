@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from selfreward_jax.core.hosts import is_writer
+from selfreward_jax.core.progress import say
 from selfreward_jax.core.rows import Row, content_id
 from selfreward_jax.llama.load import MODEL_FILE, Model, save_model_files
 from selfreward_jax.stages.run import ModelRef, Run
 from selfreward_jax.training.batches import TrainRow, steps_per_epoch
+from selfreward_jax.training.held_out import PREFIX, split
 from selfreward_jax.training.loop import TrainSettings, train
 from selfreward_jax.training.objectives import Objective
 from selfreward_jax.training.optimizer import OptimizerSettings
@@ -36,11 +38,17 @@ def train_settings(run: Run, section, rows: int) -> TrainSettings:
         checkpoint_every=c.checkpoint.every_steps,
         checkpoint_keep=c.checkpoint.keep,
         tensorboard=c.log.tensorboard,
+        choose=c.checkpoint.choose,
+        keep_best=c.checkpoint.keep_best,
     )
 
 
 def training_inputs(run: Run, stage: str, section, rows: Sequence[TrainRow], init: ModelRef) -> dict[str, Any]:
     """Everything that the trained weights depend on."""
+    checkpoint = run.config.checkpoint
+    choice: dict[str, Any] = {"held_out": checkpoint.held_out} if checkpoint.held_out else {}
+    if checkpoint.choose != "last":
+        choice |= {"choose": checkpoint.choose, "every_steps": checkpoint.every_steps}
     return {
         "stage": stage,
         "init_from": {"name": init.name, "hash": init.hash},
@@ -49,6 +57,7 @@ def training_inputs(run: Run, stage: str, section, rows: Sequence[TrainRow], ini
         "model": {k: v for k, v in run.config.model.to_dict().items() if k != "path"},
         "training": run.config.training.to_dict(),
         "seed": run.config.seed,
+        **choice,
     }
 
 
@@ -65,8 +74,11 @@ def train_model(
 ) -> ModelRef:
     """Trains M_t in its folder and records it; a folder left by other inputs is begun anew."""
     folder = run.root / f"m{t}"
+    rows, held_out = split(rows, run.config.checkpoint.held_out, seed=run.config.seed)
     key = folder / "training.sha256"
     run.claim_training(key, inputs)
+    if held_out:
+        say(f"{title}: {len(held_out)} of {len(rows) + len(held_out)} rows are held out")
     start: Model = run.take(init)
     model, step, log = train(
         start,
@@ -77,14 +89,26 @@ def train_model(
         folder=folder,
         title=title,
         interrupt=run.interrupt,
+        held_out=held_out,
     )
-    save_model_files(folder, model, {"checkpoint": step, "hash": model.hash})
-    run.record(f"m{t}/{MODEL_FILE}", inputs, hash=model.hash, metrics=summarise(log), **facts)
+    choice = chosen(run, title, step, log, len(held_out)) if held_out else {}
+    save_model_files(folder, model, {"checkpoint": step, "hash": model.hash, **choice})
+    run.record(f"m{t}/{MODEL_FILE}", inputs, hash=model.hash, metrics=summarise(log), **choice, **facts)
     # The optimiser's state is only for going on with a training that was stopped.
     if is_writer():
-        (folder / "checkpoints" / str(step) / "opt_state").rmtree(missing_ok=True)
+        for state in (folder / "checkpoints").glob("*/opt_state"):
+            state.rmtree()
     run.keep(ModelRef(f"m{t}", model.hash), model)
     return run.ref(f"m{t}")
+
+
+def chosen(run: Run, title: str, step: int, log: Sequence[Row], held_out: int) -> dict[str, Row]:
+    """What is on record of the checkpoint that became the model, as `best`; said as well."""
+    by = run.config.checkpoint.choose
+    measured = {name: x for row in log if row["step"] == step for name, x in row.items() if name.startswith(PREFIX)}
+    shown = ", ".join(f"{n} {measured[n]:.4f}" for n in ("eval/loss", "eval/rewards/accuracies") if n in measured)
+    say(f"{title}: the model is step {step} of {log[-1]['step']}, chosen by {by}; on held-out rows {shown}")
+    return {"best": {"checkpoint": step, "by": by, "held_out": held_out, **measured}}
 
 
 def summarise(log: Sequence[Row]) -> Row:
@@ -92,7 +116,7 @@ def summarise(log: Sequence[Row]) -> Row:
     if not log:
         return {}
     width = max(1, len(log) // 10)
-    names = [n for n in log[0] if n not in ("step", "epoch")]
+    names = [n for n in log[0] if n not in ("step", "epoch") and not n.startswith(PREFIX)]
     mean = lambda rows, name: sum(r[name] for r in rows) / len(rows)  # noqa: E731
     return {
         "steps": log[-1]["step"],

@@ -43,6 +43,32 @@ class ForwardSettings:
     dropout: float
 
 
+def _losses(
+    params: Params,
+    config: LlamaConfig,
+    objective: Objective,
+    settings: ForwardSettings,
+    batch: Batch,
+    rows: RowArrays,
+    counts: Counts,
+    key: jax.Array | None,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """A micro-batch's share of the loss, and its shares of the loss and the metrics."""
+    logps_B = response_logps(
+        config,
+        params,
+        batch,
+        dtype=jnp.dtype(settings.dtype),
+        head_chunk=settings.head_chunk,
+        remat=settings.remat,
+        dropout_rate=settings.dropout,
+        dropout_key=key if settings.dropout > 0 else None,
+        constrain=constrain_rows,
+    )
+    loss, metrics = objective.loss(logps_B.reshape(rows.lengths.shape), rows, counts)
+    return loss, {"loss": loss, **metrics}
+
+
 @functools.partial(jax.jit, static_argnames=("config", "objective", "settings"))
 def gradients(
     config: LlamaConfig,
@@ -62,24 +88,23 @@ def gradients(
       counts: of the whole batch, from `objective.counts`.
       key: of the dropout.
     """
-
-    def loss_fn(params):
-        logps_B = response_logps(
-            config,
-            params,
-            batch,
-            dtype=jnp.dtype(settings.dtype),
-            head_chunk=settings.head_chunk,
-            remat=settings.remat,
-            dropout_rate=settings.dropout,
-            dropout_key=key if settings.dropout > 0 else None,
-            constrain=constrain_rows,
-        )
-        loss, metrics = objective.loss(logps_B.reshape(rows.lengths.shape), rows, counts)
-        return loss, {"loss": loss, **metrics}
-
-    grads, shares = jax.grad(loss_fn, has_aux=True)(params)
+    grads, shares = jax.grad(_losses, has_aux=True)(params, config, objective, settings, batch, rows, counts, key)
     return constrain_params(config, grads), shares
+
+
+@functools.partial(jax.jit, static_argnames=("config", "objective", "settings"))
+def losses(
+    config: LlamaConfig,
+    objective: Objective,
+    settings: ForwardSettings,
+    params: Params,
+    batch: Batch,
+    rows: RowArrays,
+    counts: Counts,
+) -> dict[str, jax.Array]:
+    """The shares that `gradients` gives beside the gradient, without dropout: for rows that are not trained on."""
+    still = dataclasses.replace(settings, dropout=0.0, remat=False)
+    return _losses(params, config, objective, still, batch, rows, counts, None)[1]
 
 
 def constrain_params(config: LlamaConfig, tree: Params) -> Params:
