@@ -33,7 +33,6 @@ free_port() {
 }
 
 prefixed() {
-  trap '' INT TERM # the last words of a process come after the signal
   while IFS= read -r line || [ -n "$line" ]; do printf '[%s] %s\n' "$1" "$line"; done
 }
 
@@ -48,8 +47,13 @@ pass_on() { for pid in "${pids[@]}"; do kill "-$1" -- "-$pid" 2>/dev/null; done;
 trap 'pass_on INT' INT
 trap 'pass_on TERM' TERM
 
+pipes="$(mktemp -d)"
+trap 'rm -rf "$pipes"' EXIT
 for ((index = 0; index < processes; index++)); do
-  JAX_PROCESS_ID="$index" "$@" </dev/null > >(prefixed "$index") 2> >(prefixed "$index" >&2) &
+  mkfifo "$pipes/$index.out" "$pipes/$index.err"
+  prefixed "$index" <"$pipes/$index.out" &
+  prefixed "$index" <"$pipes/$index.err" >&2 &
+  JAX_PROCESS_ID="$index" "$@" </dev/null >"$pipes/$index.out" 2>"$pipes/$index.err" &
   pids+=("$!")
 done
 

@@ -37,6 +37,10 @@ logging.getLogger("absl").addFilter(lambda record: not _is_told_otherwise(record
 class Damaged(UserError):
     """A checkpoint whose files are not what was written."""
 
+    def __init__(self, where: epath.Path, reason: str):
+        super().__init__(f"{where}: damaged ({reason}); bring its files back, or remove the folder to do without it.")
+        self.reason = reason
+
 
 @dataclasses.dataclass
 class _Keep:
@@ -133,7 +137,7 @@ class Checkpoints:
             except Damaged as error:
                 if step == min(self._manager.all_steps()):
                     raise
-                say(f"{error} Going on from the one before.")
+                say(f"{self.folder / str(step)}: damaged ({error.reason}); going on from the one before")
                 self._manager.delete(step)
         if lost:
             say(f"{self.folder}: step {max(lost)} was not written whole and there is none before it; beginning anew")
@@ -156,9 +160,11 @@ class Checkpoints:
 
         Raises:
           Damaged: the files are not whole.
-          UserError: they hold another model.
+          UserError: there are none, or they hold another model.
         """
         where = self.folder / str(step)
+        if not where.exists():
+            raise UserError(f"{where}: no such checkpoint; bring its files back.")
         items = {name: ocp.args.StandardRestore(abstract(tree)) for name, tree in targets.items()}
         try:
             for name, tree in targets.items():
@@ -166,7 +172,7 @@ class Checkpoints:
             restored = self._manager.restore(step, args=ocp.args.Composite(**items))
         except (OSError, ValueError, KeyError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-            raise Damaged(f"{where}: damaged ({reason}).") from error
+            raise Damaged(where, reason) from error
         return {name: restored[name] for name in targets}
 
     def close(self) -> None:

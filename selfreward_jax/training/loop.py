@@ -170,7 +170,7 @@ def train(
         if checkpoints and chosen_step != steps:
             checkpoints.wait()
             target = abstract(state.params)
-            state = state.replace(params={}, opt_state=())  # their memory is for the weights of the best
-            state = state.replace(params=checkpoints.restore(chosen_step, {"params": target})["params"])
+            state = dataclasses.replace(state, params={}, opt_state=())  # their memory is for the weights of the best
+            state = dataclasses.replace(state, params=checkpoints.restore(chosen_step, {"params": target})["params"])
     log.close()
     return dataclasses.replace(model, params=state.params), chosen_step, log.rows

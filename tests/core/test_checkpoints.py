@@ -105,6 +105,7 @@ def test_a_save_returns_before_its_files_are_written_and_the_next_waits_for_it(f
         threading.Timer(0.2, may_write.set).start()
         checkpoints.save(2, {"params": tree(2)})
         assert "1" in names(folder)
+        assert began
     assert names(folder) >= {"1", "2"}
 
 
@@ -159,7 +160,7 @@ def test_of_a_damaged_one_the_one_before_is_used_and_alone_it_is_one_line(folder
     assert_same(found, tree(1))
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1
-    assert said[0].startswith(f"{folder / '2'}: damaged (") and said[0].endswith("Going on from the one before.")
+    assert said[0].startswith(f"{folder / '2'}: damaged (") and said[0].endswith("; going on from the one before")
     assert names(folder) == {"1"}
 
     damage(folder / "1")
