@@ -1,4 +1,4 @@
-"""One of two processes with a device each: gradients, and checkpoints from and for other devices; for `test_hosts`."""
+"""One of two processes with a device each, of `test_training_on_hosts`: gradients; checkpoints of and for other devices."""
 
 import sys
 
