@@ -1,4 +1,4 @@
-"""One of two processes with a device each, of `test_training_on_hosts`: gradients; checkpoints of and for other devices."""
+"""One of two processes, of `test_training_on_hosts`: gradients, and checkpoints of and for other devices."""
 
 import sys
 
