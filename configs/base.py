@@ -172,7 +172,12 @@ def get_config() -> ConfigDict:
 
     c.checkpoint = ConfigDict()
     c.checkpoint.every_steps = 200  # paper; also on SIGTERM
-    c.checkpoint.keep = 1
+    c.checkpoint.keep = 1  # newest ones that are kept
+    c.checkpoint.held_out = 0.0  # rows to score checkpoints on and not to train on: a number, or below 1 a share of
+    # them; whole prompts, chosen by the seed; 0: none
+    c.checkpoint.choose = "last"  # which checkpoint becomes the model: "last"; "loss": the lowest on held-out rows;
+    # "accuracy": the highest rewards/accuracies (SFT has none and goes by loss). Paper: Claude 2's choice, 253 prompts
+    c.checkpoint.keep_best = 1  # best ones that are kept beside the newest, unless the last is chosen
 
     c.log = ConfigDict()
     c.log.tensorboard = True

@@ -4,6 +4,7 @@ import argparse
 import math
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 
 from selfreward_jax.core.errors import UserError, did_you_mean
@@ -138,6 +139,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb. Returns the exit status: 0, 2 for unusable input, 130 after a stop that was asked for."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    from selfreward_jax.core import watchdog
     from selfreward_jax.core.interrupt import Interrupted, on_signals
 
     try:
@@ -160,19 +162,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         keep_compiled_programs()
         with on_signals() as interrupt:
             getattr(verbs, options.verb)(options, overrides, interrupt)
-        return 0
+        return watchdog.leave(0)
     except UserError as error:
         print(f"selfreward: {error}", file=sys.stderr)
-        return 2
+        return watchdog.leave(2, str(error))
     except OSError as error:  # a disk that is full, a file that may not be read
         where = f"{error.filename}: " if error.filename else ""
-        print(
-            f"selfreward: {where}{error.strerror or error}; mend that, and run the same command again.", file=sys.stderr
-        )
-        return 2
+        line = f"{where}{error.strerror or error}; mend that, and run the same command again."
+        print(f"selfreward: {line}", file=sys.stderr)
+        return watchdog.leave(2, line)
     except (Interrupted, KeyboardInterrupt):
         print("selfreward: stopped; the same command goes on from here.", file=sys.stderr)
-        return 130
+        return watchdog.leave(130, "it was asked to stop")
+    except Exception as error:
+        watchdog.explain(error)
+        traceback.print_exc()
+        return watchdog.leave(1, f"{type(error).__name__}: {error}")
 
 
 if __name__ == "__main__":

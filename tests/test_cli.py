@@ -262,7 +262,7 @@ def test_a_model_whose_checkpoint_is_gone_is_named(capsys, finished, tmp_path):
     copy = shutil.copytree(finished / "m2", tmp_path / "m2")
     shutil.rmtree(copy / "checkpoints")
     words = ["export", f"--model={copy}", f"--output={tmp_path / 'out'}"]
-    assert_refused_at_once(capsys, words, str(copy / "checkpoints"), "can't be restored")
+    assert_refused_at_once(capsys, words, str(copy / "checkpoints"), "no such checkpoint")
     assert not (tmp_path / "out").exists()
 
 

@@ -31,6 +31,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "dpo.data": ("pairs", "positives"),
     "dpo.init_from": ("current", "m0", "m1"),
     "dpo.reference": ("current", "m0", "m1"),
+    "checkpoint.choose": ("last", "loss", "accuracy"),
 }
 # Smallest and largest value that makes sense; None: no bound.
 BOUNDS: Mapping[str, tuple[float | None, float | None]] = {
@@ -93,6 +94,8 @@ BOUNDS: Mapping[str, tuple[float | None, float | None]] = {
     "checkpoint.every_steps": (1, None),
     "checkpoint.keep": (1, None),
     "log.peak_tflops": (0, None),
+    "checkpoint.keep_best": (1, None),
+    "checkpoint.held_out": (0, None),
 }
 
 
@@ -152,6 +155,14 @@ def check(config: ConfigDict) -> None:
         )
     if given["training.optimizer"] == "adafactor" and given["training.moments_dtype"] != "float32":
         raise UserError("config.training.moments_dtype: adafactor keeps no Adam moments; leave it at float32.")
+    held_out = given["checkpoint.held_out"]
+    if held_out > 1 and held_out != int(held_out):
+        raise UserError(f"config.checkpoint.held_out: {held_out} must be a share below 1 or a whole number of rows.")
+    if given["checkpoint.choose"] != "last" and not held_out:
+        raise UserError(
+            f"config.checkpoint.choose: {given['checkpoint.choose']} is measured on held-out rows; set"
+            " checkpoint.held_out."
+        )
     for name in ("prompts.keywords", "respond.stop"):
         if not all(isinstance(word, str) and word for word in given[name]):
             raise UserError(f"config.{name}: {given[name]!r} must hold text only, and none that is empty.")

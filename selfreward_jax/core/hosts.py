@@ -1,12 +1,15 @@
 """Several processes as one run: each drives its own devices, all take the same decisions, one writes the files.
 
-The processes share a file system. What a process reads of another's writing lies behind a `wait`.
+The processes share a file system. What a process reads of another's writing lies behind a `wait`. None goes on alone:
+when one is lost or gives up, `watchdog` ends the others.
 """
 
 import os
 
 import jax
+import numpy as np
 
+from selfreward_jax.core import watchdog
 from selfreward_jax.core.errors import UserError
 
 _ADDRESS, _COUNT, _INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
@@ -35,6 +38,7 @@ def join() -> None:
             jax.distributed.initialize(given[_ADDRESS], int(given[_COUNT]), int(given[_INDEX]))
     except (RuntimeError, ValueError) as error:
         raise UserError(f"{_ADDRESS}: can't join the other processes ({str(error).splitlines()[0]}).") from None
+    watchdog.start()
 
 
 def is_writer() -> bool:
@@ -48,3 +52,12 @@ def wait(what: str) -> None:
         from jax.experimental import multihost_utils
 
         multihost_utils.sync_global_devices(what)
+
+
+def any_of(flag: bool) -> bool:
+    """Whether it holds in any process; all must ask, at the same point of their work."""
+    if jax.process_count() == 1:
+        return flag
+    from jax.experimental import multihost_utils
+
+    return bool(np.any(multihost_utils.process_allgather(np.bool_(flag))))

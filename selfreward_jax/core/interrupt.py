@@ -15,9 +15,15 @@ class Interrupt:
     def __init__(self):
         self.requested = False
 
+    def agreed(self) -> bool:
+        """Whether a stop was asked for in any process; all of them ask at the same point of their work."""
+        from selfreward_jax.core import hosts  # and with it JAX, which a mistyped word need not wait for
+
+        return hosts.any_of(self.requested)
+
     def check(self) -> None:
-        """Raises `Interrupted` if a stop was asked for."""
-        if self.requested:
+        """Raises `Interrupted` if a stop was asked for, in all processes at the same point."""
+        if self.agreed():
             raise Interrupted
 
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 
 import jax
+import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from selfreward_jax.core.errors import UserError
@@ -95,16 +96,30 @@ def partition(
     return NamedSharding(mesh, PartitionSpec(*spec))
 
 
-def batch_ways(mesh: Mesh | AbstractMesh, rules: Rules = RULES) -> int:
+def row_ways(mesh: Mesh | AbstractMesh, rules: Rules = RULES) -> int:
     """Into how many parts the rows of a batch are split."""
     return math.prod(mesh.shape[a] for a in dict(rules)["batch"])
 
 
 def put_rows(tree, mesh: Mesh, rules: Rules = RULES):
-    """Arrays split over the data-parallel devices by rows, or whole on each where the rows don't divide."""
-    ways, split = batch_ways(mesh, rules), NamedSharding(mesh, PartitionSpec(dict(rules)["batch"]))
-    whole = replicated(mesh)
-    return jax.tree.map(lambda x: jax.device_put(x, split if x.shape[0] % ways == 0 else whole), tree)
+    """Arrays split over the data-parallel devices by rows, or whole on each where the rows don't divide.
+
+    In any number of processes that hold the same arrays; each lays out the rows of its own devices.
+    """
+    ways, split = row_ways(mesh, rules), NamedSharding(mesh, PartitionSpec(dict(rules)["batch"]))
+
+    def put(x):
+        x = np.asarray(x)
+        layout = split if x.shape[0] % ways == 0 else replicated(mesh)
+        return jax.make_array_from_callback(x.shape, layout, lambda index: x[index])
+
+    return jax.tree.map(put, tree)
+
+
+def put_whole(tree, mesh: Mesh):
+    """Arrays that all processes hold, whole on every device."""
+    put = lambda x: jax.make_array_from_callback(x.shape, replicated(mesh), lambda index: x[index])  # noqa: E731
+    return jax.tree.map(lambda x: put(np.asarray(x)), tree)
 
 
 def constrain(x: jax.Array, axes: tuple[str | None, ...], rules: Rules = RULES) -> jax.Array:

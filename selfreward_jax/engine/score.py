@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from selfreward_jax.core.mesh import put_rows
+from selfreward_jax.engine.layout import replicate
 from selfreward_jax.llama.config import LlamaConfig
 from selfreward_jax.llama.load import Model
 from selfreward_jax.llama.params import Params
@@ -28,7 +29,7 @@ def score(
     tail_weight: float = 1.0,
 ) -> jax.Array:
     """Summed log-probability of each row's response, [B]; `tail_starts_N` and `tail_weight` as in `sum_tokens`."""
-    return response_logps(
+    logps_B = response_logps(
         config,
         params,
         batch,
@@ -37,6 +38,7 @@ def score(
         tail_starts_N=tail_starts_N,
         tail_weight=tail_weight,
     )
+    return replicate((logps_B,))[0]
 
 
 def plan_batches(examples: Sequence[Example], rows: int) -> list[list[int]]:

@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 
 from selfreward_jax.core.checkpoints import Checkpoints
 from selfreward_jax.core.errors import UserError
+from selfreward_jax.core.hosts import is_writer
 from selfreward_jax.core.mesh import RULES, Rules, make_mesh
 from selfreward_jax.core.store import write_atomic
 from selfreward_jax.core.tokens import Chat
@@ -229,5 +230,6 @@ def save_model_files(folder: epath.Path, model: Model, facts: dict) -> None:
     """Makes a stage's folder a model: shape and tokenizer first, then the file that names its checkpoint."""
     dtype = str(jax.tree.leaves(model.params)[0].dtype)
     write_atomic(folder / "config.json", config_to_json(model.config, dtype))
-    hf.write_tokenizer(folder, model.chat.tokenizer)
+    if is_writer():
+        hf.write_tokenizer(folder, model.chat.tokenizer)
     write_atomic(folder / MODEL_FILE, json.dumps(facts, indent=2) + "\n")

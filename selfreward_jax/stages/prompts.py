@@ -2,6 +2,7 @@
 
 import random
 
+from selfreward_jax.core import hosts
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.progress import meter, say
 from selfreward_jax.core.rows import Prompt, Row, as_messages, content_id, load_rows, read_jsonl, to_line
@@ -106,6 +107,7 @@ def _self_instruct(run: Run, t: int, ref: ModelRef, artefact: str, inputs: dict,
                 engine = run.engine(ref)
                 candidates = _candidates(run, engine, t, number, seeds, [*pool, *(r["text"] for r in kept)], batch_rows)
                 journal.write(number, candidates)
+            hosts.wait(f"round {number} of {artefact} is written")
             tokens = 0
             for row in journal.rows(number):
                 tokens += row["tokens"]

@@ -141,6 +141,7 @@ class Run:
                 return
         elif self.root.exists() and (not self.root.is_dir() or any(self.root.iterdir())):
             raise UserError(f"--workdir={self.root}: not empty and not a run; choose a new folder.")
+        hosts.wait("the folder is looked at")
         write_atomic(path, json.dumps(new, indent=2) + "\n")
 
     # Models.
@@ -299,11 +300,11 @@ class Run:
           The part's number, and a function that takes its rows and how many tokens they cost, and stores them.
         """
         journal = self.journal(artefact, inputs)
-        finished = sum(size for n, size in enumerate(sizes) if journal.has(n))
-        with meter(title, sum(sizes), done=finished) as progress:
-            for n, size in enumerate(sizes):
-                if journal.has(n):
-                    continue
+        left = [n for n in range(len(sizes)) if not journal.has(n)]
+        hosts.wait(f"{artefact} is read")
+        with meter(title, sum(sizes), done=sum(sizes) - sum(sizes[n] for n in left)) as progress:
+            for n in left:
+                size = sizes[n]
 
                 def done(rows: list[Any], tokens: int, n: int = n, size: int = size) -> None:
                     journal.write(n, rows)
@@ -316,7 +317,6 @@ class Run:
     def growing(self, artefact: str, inputs: dict[str, Any], title: str, total: int) -> Iterator["Growing"]:
         """An artefact whose rows come one by one, with a progress bar; what has come is kept whatever happens."""
         journal = self.journal(artefact, inputs)
-        hosts.wait(f"{artefact} is claimed")
         before = [row for number in journal.numbers() for row in journal.rows(number)]
         hosts.wait(f"{artefact} is read")
         with meter(title, total, done=len(before)) as progress:
@@ -327,7 +327,9 @@ class Run:
                 growing.flush()
 
     def journal(self, artefact: str, inputs: dict[str, Any]) -> Journal:
-        return Journal(self.root / artefact, inputs)
+        journal = Journal(self.root / artefact, inputs)
+        hosts.wait(f"{artefact} is claimed")
+        return journal
 
     def finish(
         self, artefact: str, inputs: dict[str, Any], order: Callable[[Row], Any] | None = None, **facts: Any

@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from selfreward_jax.core.hosts import is_writer
 from selfreward_jax.core.rows import Judgement, Response, load_rows
 from selfreward_jax.core.store import write_atomic
 from selfreward_jax.llama.load import MODEL_FILE
@@ -90,7 +91,9 @@ def _reason(key: str) -> str:
 
 
 def show(run: Run, rows: Sequence[dict[str, Any]]) -> None:
-    """The table and where everything lies, on standard output."""
+    """The table and where everything lies, on standard output; of several processes, one prints it."""
+    if not is_writer():
+        return
     console = Console(highlight=False, soft_wrap=True)
     if not console.is_terminal:
         console.width = 160

@@ -13,6 +13,7 @@ from selfreward_jax.llama.params import count_params
 from selfreward_jax.stages.adapters import write_adapter
 from selfreward_jax.stages.run import ModelRef, Run
 from selfreward_jax.training.batches import TrainRow, steps_per_epoch
+from selfreward_jax.training.held_out import PREFIX, split
 from selfreward_jax.training.loop import TrainSettings, train
 from selfreward_jax.training.objectives import Objective
 from selfreward_jax.training.optimizer import OptimizerSettings
@@ -60,6 +61,8 @@ def train_settings(run: Run, section, rows: int) -> TrainSettings:
         tensorboard=c.log.tensorboard,
         max_skipped=c.training.max_skipped,
         peak_tflops=c.log.peak_tflops,
+        choose=c.checkpoint.choose,
+        keep_best=c.checkpoint.keep_best,
     )
 
 
@@ -72,6 +75,10 @@ def lora_settings(section) -> LoraSettings | None:
 
 def training_inputs(run: Run, stage: str, section, rows: Sequence[TrainRow], init: ModelRef) -> dict[str, Any]:
     """Everything that the trained weights depend on."""
+    checkpoint = run.config.checkpoint
+    choice: dict[str, Any] = {"held_out": checkpoint.held_out} if checkpoint.held_out else {}
+    if checkpoint.choose != "last":
+        choice |= {"choose": checkpoint.choose, "every_steps": checkpoint.every_steps}
     return {
         "stage": stage,
         "init_from": {"name": init.name, "hash": init.hash},
@@ -83,6 +90,7 @@ def training_inputs(run: Run, stage: str, section, rows: Sequence[TrainRow], ini
         "training": run.config.training.to_dict(),
         "lora": run.config.lora.to_dict() if run.config.lora.rank else None,
         "seed": run.config.seed,
+        **choice,
     }
 
 
@@ -99,8 +107,11 @@ def train_model(
 ) -> ModelRef:
     """Trains M_t in its folder and records it; a folder left by other inputs is begun anew."""
     folder = run.root / f"m{t}"
+    rows, held_out = split(rows, run.config.checkpoint.held_out, seed=run.config.seed)
     key = folder / "training.sha256"
     run.claim_training(key, inputs)
+    if held_out:
+        say(f"{title}: {len(held_out)} of {len(rows) + len(held_out)} rows are held out")
     start: Model = run.take(init)
     settings = train_settings(run, section, len(rows))
     if lora := settings.forward.lora:
@@ -115,18 +126,30 @@ def train_model(
         folder=folder,
         title=title,
         interrupt=run.interrupt,
+        held_out=held_out,
     )
+    choice = chosen(run, title, step, log, len(held_out)) if held_out else {}
     where = {}
     if model.adapter:
         write_adapter(folder, model.config, dataclasses.replace(model.adapter, base=init.name))
         where = save_merged(folder, step, model.params)
-    save_model_files(folder, model, {"checkpoint": step, "hash": model.hash, **where})
-    run.record(f"m{t}/{MODEL_FILE}", inputs, hash=model.hash, metrics=summarise(log), **facts)
+    save_model_files(folder, model, {"checkpoint": step, "hash": model.hash, **where, **choice})
+    run.record(f"m{t}/{MODEL_FILE}", inputs, hash=model.hash, metrics=summarise(log), **choice, **facts)
     # The optimiser's state is only for going on with a training that was stopped.
     if is_writer():
-        (folder / "checkpoints" / str(step) / "opt_state").rmtree(missing_ok=True)
+        for state in (folder / "checkpoints").glob("*/opt_state"):
+            state.rmtree()
     run.keep(ModelRef(f"m{t}", model.hash), model)
     return run.ref(f"m{t}")
+
+
+def chosen(run: Run, title: str, step: int, log: Sequence[Row], held_out: int) -> dict[str, Row]:
+    """What is on record of the checkpoint that became the model, as `best`; said as well."""
+    by = run.config.checkpoint.choose
+    measured = {name: x for row in log if row["step"] == step for name, x in row.items() if name.startswith(PREFIX)}
+    shown = ", ".join(f"{n} {measured[n]:.4f}" for n in ("eval/loss", "eval/rewards/accuracies") if n in measured)
+    say(f"{title}: the model is step {step} of {log[-1]['step']}, chosen by {by}; on held-out rows {shown}")
+    return {"best": {"checkpoint": step, "by": by, "held_out": held_out, **measured}}
 
 
 def summarise(log: Sequence[Row]) -> Row:
@@ -137,7 +160,7 @@ def summarise(log: Sequence[Row]) -> Row:
     if not log:
         return {}
     width = max(1, len(log) // 10)
-    names = [n for n in log[0] if n not in ("step", "epoch")]
+    names = [n for n in log[0] if n not in ("step", "epoch") and not n.startswith(PREFIX)]
 
     def mean(rows: Sequence[Row], name: str) -> float | None:
         values = [row[name] for row in rows if row[name] is not None]

@@ -1,5 +1,6 @@
 """The training loop that SFT and DPO share: batches in a fixed order, checkpoints, and exact resume."""
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -10,10 +11,10 @@ import jax
 import numpy as np
 from etils import epath
 
-from selfreward_jax.core.checkpoints import Checkpoints
+from selfreward_jax.core.checkpoints import Checkpoints, abstract
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.interrupt import Interrupt, Interrupted
-from selfreward_jax.core.mesh import batch_ways, put_rows, replicated
+from selfreward_jax.core.mesh import put_rows, put_whole, row_ways
 from selfreward_jax.core.metrics import MetricsLog
 from selfreward_jax.core.progress import meter, say
 from selfreward_jax.core.rows import Row
@@ -21,6 +22,7 @@ from selfreward_jax.llama.load import Model
 from selfreward_jax.llama.lora import Adapter, LoraSettings, init_lora, lora_specs, merge
 from selfreward_jax.llama.params import Params, shardings
 from selfreward_jax.training.batches import Batch, TrainRow, batch_indices, lay_rows, steps_per_epoch
+from selfreward_jax.training.held_out import best_steps, evaluate
 from selfreward_jax.training.objectives import Objective, RowArrays, row_arrays
 from selfreward_jax.training.optimizer import OptimizerSettings
 from selfreward_jax.training.packing import Layout, plan_micro_batches
@@ -38,6 +40,8 @@ class TrainSettings:
       layout: how much of a batch is computed at a time, and how its texts become arrays.
       max_skipped: steps in a row without a finite gradient that end the training.
       peak_tflops: of one device, 0 to look it up.
+      choose: which checkpoint becomes the model, "last" or one of `held_out.RANKS`.
+      keep_best: how many of the best checkpoints are kept, unless the last one is chosen.
     """
 
     optimizer: OptimizerSettings
@@ -49,6 +53,8 @@ class TrainSettings:
     tensorboard: bool
     max_skipped: int = 5
     peak_tflops: float = 0.0
+    choose: str = "last"
+    keep_best: int = 1
 
 
 def micro_batches(rows: Sequence[TrainRow], layout: Layout) -> list[tuple[Batch, RowArrays]]:
@@ -70,8 +76,9 @@ def train(
     folder: epath.Path | None,
     title: str,
     interrupt: Interrupt,
+    held_out: Sequence[TrainRow] = (),
 ) -> tuple[Model, int, list[Row]]:
-    """Trains on all rows for `settings.optimizer.steps` steps, from the newest checkpoint if there is one.
+    """Trains on all rows for `settings.optimizer.steps` steps, from the newest whole checkpoint if there is one.
 
     Args:
       model: where to start; its weights are given up. With `settings.forward.lora` they are frozen, checkpoints hold
@@ -79,34 +86,51 @@ def train(
       rows: the order in which they are seen follows from `seed`.
       folder: for `checkpoints/`, `metrics.jsonl`, `throughput.jsonl` and `tb/`.
       title: of the progress bar.
+      held_out: rows on which the model is evaluated wherever a checkpoint is due.
 
     Returns:
       The trained model, the step of its checkpoint, and the metrics of every step.
 
     Raises:
       Interrupted: after saving, if a stop was asked for.
-      UserError: the gradient was not finite at `settings.max_skipped` steps in a row.
+      UserError: the gradient was not finite at `settings.max_skipped` steps in a row, or the checkpoints are of no
+        use.
     """
     steps = settings.optimizer.steps
-    layout = dataclasses.replace(settings.layout, ways=batch_ways(model.mesh, model.rules))
+    layout = dataclasses.replace(settings.layout, ways=row_ways(model.mesh, model.rules))
     per_epoch = steps_per_epoch(len(rows), settings.batch_size)
     lora = settings.forward.lora
     dropout_key = jax.random.key(seed)
     frozen, item = (model.params, "adapter") if lora else (None, "params")
     state = init_state(model.config, settings.optimizer, trainable(model, lora, dropout_key), lora)
     checkpoints = Checkpoints(folder / "checkpoints", settings.checkpoint_keep) if folder else None
-    start = (checkpoints.latest() or 0) if checkpoints else 0
-    if checkpoints and start:
-        state = resume(state, item, start, functools.partial(checkpoints.restore, start))
+    start = 0
+    if checkpoints:
+        start, state = checkpoints.newest_whole(
+            lambda step: resume(state, item, step, functools.partial(checkpoints.restore, step))
+        ) or (0, state)
     log = MetricsLog(folder, start_step=start, tensorboard=settings.tensorboard)
 
     def save(step: int) -> None:
         log.flush()
         if checkpoints and checkpoints.latest() != step:
-            checkpoints.save(step, {item: state.trained, "opt_state": state.resumable})
+            best = best_steps(settings.choose, log.rows, settings.keep_best)
+            checkpoints.save(step, {item: state.trained, "opt_state": state.resumable}, also_keep=best)
+
+    unseen = micro_batches(held_out, layout) if held_out else []
+
+    def measures() -> dict[str, float]:
+        if not unseen:
+            return {}
+        counts = {name: np.float32(value) for name, value in objective.counts(held_out).items()}
+        return evaluate(model.config, objective, settings.forward, model.mesh, state.trained, unseen, counts, frozen)
 
     peak = peak_flops(model.mesh.devices.flat[0].device_kind, settings.peak_tflops)
-    with meter(title, steps, done=start, unit="steps") as progress, jax.set_mesh(model.mesh):
+    with (
+        meter(title, steps, done=start, unit="steps") as progress,
+        jax.set_mesh(model.mesh),
+        checkpoints or contextlib.nullcontext(),
+    ):
         for step in range(start, steps):
             begun = time.perf_counter()
             chosen = [rows[i] for i in batch_indices(len(rows), settings.batch_size, seed=seed, step=step)]
@@ -119,7 +143,7 @@ def train(
                     settings.forward,
                     state.params,
                     put_rows(batch, model.mesh, model.rules),
-                    jax.device_put(arrays, replicated(model.mesh)),
+                    put_whole(arrays, model.mesh),
                     counts,
                     jax.random.fold_in(jax.random.fold_in(dropout_key, step), n),
                     frozen,
@@ -145,6 +169,7 @@ def train(
                 peak=peak,
             )
             before = log.rows[-1] if log.rows else {"num_tokens": 0, "skipped_updates": 0}
+            due = (step + 1) % settings.checkpoint_every == 0 or step + 1 == steps
             log.write(
                 {
                     "step": step + 1,
@@ -154,28 +179,33 @@ def train(
                     **{name: finite(value) for name, value in facts.items()},
                     "num_tokens": before["num_tokens"] + tokens,
                     "skipped_updates": before["skipped_updates"] + (finite(facts["grad_norm"]) is None),
+                    **(measures() if due else {}),
                 },
                 speed,
             )
             # Of a training of fewer steps, none would have had an effect.
             stop_if_lost(title, log.rows, min(settings.max_skipped, steps))
             progress.advance(1, tokens, f"MFU {100 * speed['mfu']:.0f}%" if peak else "")
-            stop = interrupt.requested  # looked at once: the signal may come at any moment
-            if stop or (step + 1) % settings.checkpoint_every == 0 or step + 1 == steps:
+            stop = interrupt.agreed()  # looked at once: the signal may come at any moment
+            if stop or due:
                 save(step + 1)
             if stop:
                 raise Interrupted
-    if checkpoints:
-        checkpoints.close()
+        chosen_step = next(iter(best_steps(settings.choose, log.rows, 1)), steps)
+        if checkpoints and chosen_step != steps:
+            checkpoints.wait()
+            target = abstract(state.trained)
+            state = dataclasses.replace(state, params={}, opt_state=(), ema=None)  # room for the weights of the best
+            state = dataclasses.replace(state, params=checkpoints.restore(chosen_step, {item: target})[item])
     log.close()
     if start < steps:
         skipped = log.rows[-1]["skipped_updates"]
         say(f"{title}: {closing_line(log.speeds)}" + (f"; {skipped} of {steps} updates skipped" if skipped else ""))
     if lora is None:
-        return dataclasses.replace(model, params=state.trained, adapter=None), steps, log.rows
+        return dataclasses.replace(model, params=state.trained, adapter=None), chosen_step, log.rows
     merged = merge(lora, model.params, state.trained)
     adapter = Adapter(lora, state.trained, model.name)
-    return dataclasses.replace(model, params=merged, adapter=adapter), steps, log.rows
+    return dataclasses.replace(model, params=merged, adapter=adapter), chosen_step, log.rows
 
 
 def trainable(model: Model, lora: LoraSettings | None, key: jax.Array) -> Params:

@@ -61,6 +61,40 @@ class ForwardSettings:
     lora: LoraSettings | None = None
 
 
+def _losses(
+    trained: Params,
+    config: LlamaConfig,
+    objective: Objective,
+    settings: ForwardSettings,
+    batch: Batch,
+    rows: RowArrays,
+    counts: Counts,
+    key: jax.Array | None,
+    frozen: Params | None,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """A micro-batch's share of the loss, and its shares of the loss and the metrics; without a key no dropout."""
+    lora, shortest_R = settings.lora, rows.lengths.min(axis=0)
+    adapter_dropout = lora.dropout if lora and key is not None else 0.0
+    dropout = settings.dropout if key is not None else 0.0
+    logps_N = response_logps(
+        config,
+        attach(lora, frozen, trained) if lora and frozen else trained,
+        batch,
+        dtype=jnp.dtype(settings.dtype),
+        head_chunk=settings.head_chunk,
+        remat=settings.remat,
+        attention_backend=settings.attention,
+        rules=settings.rules,
+        dropout_rate=dropout,
+        dropout_key=key if dropout > 0 or adapter_dropout > 0 else None,
+        adapter_dropout=adapter_dropout,
+        tail_starts_N=jnp.tile(shortest_R, rows.lengths.shape[0]) if objective.ld_alpha != 1 else None,
+        tail_weight=objective.ld_alpha,
+    )
+    loss, metrics = objective.loss(logps_N.reshape(rows.lengths.shape), rows, counts)
+    return loss, {"loss": loss, **metrics}
+
+
 @functools.partial(jax.jit, static_argnames=("config", "objective", "settings"))
 def gradients(
     config: LlamaConfig,
@@ -83,33 +117,26 @@ def gradients(
       key: of the dropout.
       frozen: with `settings.lora` the weights beside which `params` is the adapter; they have no gradient.
     """
+    grads, shares = jax.grad(_losses, has_aux=True)(
+        params, config, objective, settings, batch, rows, counts, key, frozen
+    )
+    return constrain_params(config, grads, settings.lora, settings.rules), shares
 
-    shortest_R = rows.lengths.min(axis=0)
-    tail_starts_N = jnp.tile(shortest_R, rows.lengths.shape[0]) if objective.ld_alpha != 1 else None
-    lora = settings.lora
-    adapter_dropout = lora.dropout if lora else 0.0
 
-    def loss_fn(trained):
-        logps_B = response_logps(
-            config,
-            attach(lora, frozen, trained) if lora and frozen else trained,
-            batch,
-            dtype=jnp.dtype(settings.dtype),
-            head_chunk=settings.head_chunk,
-            remat=settings.remat,
-            attention_backend=settings.attention,
-            rules=settings.rules,
-            dropout_rate=settings.dropout,
-            dropout_key=key if settings.dropout > 0 or adapter_dropout > 0 else None,
-            adapter_dropout=adapter_dropout,
-            tail_starts_N=tail_starts_N,
-            tail_weight=objective.ld_alpha,
-        )
-        loss, metrics = objective.loss(logps_B.reshape(rows.lengths.shape), rows, counts)
-        return loss, {"loss": loss, **metrics}
-
-    grads, shares = jax.grad(loss_fn, has_aux=True)(params)
-    return constrain_params(config, grads, lora, settings.rules), shares
+@functools.partial(jax.jit, static_argnames=("config", "objective", "settings"))
+def losses(
+    config: LlamaConfig,
+    objective: Objective,
+    settings: ForwardSettings,
+    params: Params,
+    batch: Batch,
+    rows: RowArrays,
+    counts: Counts,
+    frozen: Params | None = None,
+) -> dict[str, jax.Array]:
+    """The shares that `gradients` gives beside the gradient, without dropout: for rows that are not trained on."""
+    still = dataclasses.replace(settings, dropout=0.0, remat="none")
+    return _losses(params, config, objective, still, batch, rows, counts, None, frozen)[1]
 
 
 def constrain_params(config: LlamaConfig, tree: Params, lora: LoraSettings | None = None, rules: Rules = RULES):

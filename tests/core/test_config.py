@@ -84,7 +84,9 @@ def test_a_value_that_is_no_choice_is_refused_and_all_choices_are_named(name):
     with pytest.raises(UserError, match=f"config.{name}: 'x' is not one of {', '.join(CHOICES[name])}"):
         check(changed(name, "x"))
     for choice in CHOICES[name]:
-        check(changed(name, choice))
+        config = changed(name, choice)
+        config.checkpoint.held_out = 8.0  # which a choice of checkpoint rests on
+        check(config)
 
 
 @pytest.mark.parametrize(
@@ -143,6 +145,8 @@ def test_keywords_are_text():
         (["prompts.min_words=151"], "prompts.min_words: more than prompts.max_words"),
         (["training.optimizer=adafactor", "training.moments_dtype=int8"], "training.moments_dtype: adafactor keeps no"),
         (["prompts.source="], "prompts.source: empty"),
+        (["checkpoint.choose=loss"], "checkpoint.choose: loss is measured on held-out rows; set checkpoint.held_out"),
+        (["checkpoint.held_out=2.5"], "checkpoint.held_out: 2.5 must be a share below 1 or a whole number of rows"),
     ],
 )
 def test_values_that_do_not_fit_together_are_refused(overrides, field):

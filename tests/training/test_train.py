@@ -54,7 +54,16 @@ class StopAfter(Interrupt):
         return self._path.exists() and len(self._path.read_text().splitlines()) >= self._steps
 
 
-def run(folder=None, *, rows=SFT_ROWS, objective=SFT(), settings=SETTINGS, interrupt=None, model=None):  # noqa: B008
+def run(
+    folder=None,
+    *,
+    rows=SFT_ROWS,
+    objective=SFT(),  # noqa: B008
+    settings=SETTINGS,
+    interrupt=None,
+    model=None,
+    held_out=(),
+):
     return train(
         model or small_model(),
         rows,
@@ -64,6 +73,7 @@ def run(folder=None, *, rows=SFT_ROWS, objective=SFT(), settings=SETTINGS, inter
         folder=folder and epath.Path(folder),
         title="test",
         interrupt=interrupt or Interrupt(),
+        held_out=held_out,
     )
 
 

@@ -1,0 +1,207 @@
+"""A checkpoint is whole or not there, is written beside the training, and says what it is if it can't be used."""
+
+import shutil
+import threading
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from etils import epath
+from jax.sharding import NamedSharding, PartitionSpec
+
+from selfreward_jax.core.checkpoints import Checkpoints, Damaged
+from selfreward_jax.core.errors import UserError
+from selfreward_jax.core.mesh import make_mesh
+
+SHAPES = {"embed": (16, 8), "layers": {"q": (2, 8, 8)}}
+
+
+def tree(seed: int, mesh=None):
+    """Random arrays, on a mesh split over its axis fsdp."""
+    rng = np.random.default_rng(seed)
+    made = jax.tree.map(
+        lambda shape: rng.normal(size=shape).astype(np.float32), SHAPES, is_leaf=lambda x: isinstance(x, tuple)
+    )
+    layout = {"embed": PartitionSpec("fsdp"), "layers": {"q": PartitionSpec(None, "fsdp")}}
+    if mesh is None:
+        return jax.tree.map(jnp.asarray, made)
+    return jax.tree.map(lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec)), made, layout)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return epath.Path(tmp_path / "checkpoints")
+
+
+def saved(folder, *steps: int, keep: int = 5) -> None:
+    with Checkpoints(folder, keep) as checkpoints:
+        for step in steps:
+            checkpoints.save(step, {"params": tree(step)})
+
+
+def names(folder) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def newest(folder, target=None):
+    with Checkpoints(folder, 5) as checkpoints:
+        return checkpoints.newest_whole(lambda step: checkpoints.restore(step, {"params": target or tree(0)})["params"])
+
+
+def assert_same(a, b) -> None:
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), a, b)
+
+
+def test_saved_on_eight_devices_it_is_restored_on_eight_four_and_one_bit_for_bit(folder):
+    with Checkpoints(folder) as checkpoints:
+        checkpoints.save(3, {"params": tree(1, make_mesh(fsdp=8))})
+    for devices in (8, 4, 1):
+        step, found = newest(folder, tree(0, make_mesh(fsdp=devices)))
+        assert step == 3
+        assert_same(found, tree(1))
+        assert len(found["embed"].sharding.device_set) == devices
+
+
+def test_arrays_given_away_right_after_a_save_are_saved_as_they_were(folder):
+    change = jax.jit(lambda t: jax.tree.map(lambda x: x * 0 - 1, t), donate_argnums=0)
+    for step, mesh in enumerate((None, make_mesh(fsdp=8))):
+        with Checkpoints(folder) as checkpoints:
+            given = tree(1, mesh)
+            checkpoints.save(step, {"params": given})
+            for _ in range(3):
+                given = change(given)
+            jax.block_until_ready(given)
+        assert_same(newest(folder)[1], tree(1))
+
+
+def test_a_save_returns_before_its_files_are_written_and_the_next_waits_for_it(folder, monkeypatch):
+    may_write = threading.Event()
+    real = ocp.type_handlers.ArrayHandler.serialize
+    began = []
+
+    async def held(self, *arguments, **options):
+        futures = await real(self, *arguments, **options)
+
+        def wait():
+            began.append(True)
+            may_write.wait(20)
+
+        return [*futures, ocp.future.CommitFutureAwaitingContractedSignals(_coroutine(wait))]
+
+    async def _run(wait):
+        wait()
+
+    def _coroutine(wait):
+        return _run(wait)
+
+    monkeypatch.setattr(ocp.type_handlers.ArrayHandler, "serialize", held)
+    with Checkpoints(folder, 5) as checkpoints:
+        checkpoints.save(1, {"params": tree(1)})
+        assert "1" not in names(folder)
+        assert checkpoints.latest() == 1
+        threading.Timer(0.2, may_write.set).start()
+        checkpoints.save(2, {"params": tree(2)})
+        assert "1" in names(folder)
+        assert began
+    assert names(folder) >= {"1", "2"}
+
+
+def test_the_newest_are_kept_and_those_that_are_named(folder):
+    with Checkpoints(folder, keep=2) as checkpoints:
+        for step, named in ((1, []), (2, [2]), (3, [2]), (4, [2]), (5, [2])):
+            checkpoints.save(step, {"params": tree(step)}, also_keep=named)
+    assert names(folder) == {"2", "4", "5"}
+    with Checkpoints(folder, keep=1) as checkpoints:
+        checkpoints.save(6, {"params": tree(6)}, also_keep=[4])
+    assert names(folder) == {"4", "6"}
+
+
+def test_of_one_half_written_the_one_before_is_used_and_it_is_said(folder, capsys):
+    saved(folder, 1, 2)
+    shutil.copytree(folder / "2", folder / "3.orbax-checkpoint-tmp")
+    step, found = newest(folder)
+    assert step == 2
+    assert_same(found, tree(2))
+    assert capsys.readouterr().err == f"{folder}: step 3 was not written whole; going on from step 2\n"
+    assert names(folder) == {"1", "2"}
+
+
+def test_the_first_half_written_is_begun_anew(folder, capsys):
+    (folder / "4.orbax-checkpoint-tmp").mkdir(parents=True)
+    assert newest(folder) is None
+    assert "step 4 was not written whole and there is none before it" in capsys.readouterr().err
+    assert names(folder) == set()
+
+
+def truncate(folder) -> None:
+    for path in Path(folder).rglob("*"):
+        if path.is_file() and path.parent.name == "d":
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def remove_a_file(folder) -> None:
+    for path in Path(folder).rglob("manifest.ocdbt"):
+        path.unlink()
+
+
+def remove_the_tree(folder) -> None:
+    (folder / "params").rmtree()
+
+
+@pytest.mark.parametrize("damage", [truncate, remove_a_file, remove_the_tree])
+def test_of_a_damaged_one_the_one_before_is_used_and_alone_it_is_one_line(folder, damage, capsys):
+    saved(folder, 1, 2)
+    damage(folder / "2")
+    step, found = newest(folder)
+    assert step == 1
+    assert_same(found, tree(1))
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert said[0].startswith(f"{folder / '2'}: damaged (") and said[0].endswith("; going on from the one before")
+    assert names(folder) == {"1"}
+
+    damage(folder / "1")
+    with pytest.raises(Damaged, match="damaged") as error:
+        newest(folder)
+    assert "\n" not in str(error.value)
+    assert names(folder) == {"1"}
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ({"embed": jnp.zeros((16, 9)), "layers": {"q": jnp.zeros((2, 8, 8))}}, r"params/embed is \[16, 8\] there"),
+        ({"embed": jnp.zeros((16, 8))}, r"params/layers/q is \[2, 8, 8\] there and missing here"),
+        (SHAPES | {"embed": jnp.zeros((16, 8)), "layers": {"k": jnp.zeros(2)}}, "params/layers/k is missing there"),
+    ],
+    ids=["another shape", "more", "others"],
+)
+def test_a_checkpoint_of_another_model_is_one_line_and_stays(folder, target, words):
+    saved(folder, 1, 2)
+    with pytest.raises(UserError, match=f"of another model or other settings: {words}") as error:
+        newest(folder, target)
+    assert "\n" not in str(error.value)
+    assert names(folder) == {"1", "2"}
+
+
+def test_a_full_disk_is_one_line_before_and_during_the_writing(folder, monkeypatch):
+    saved(folder, 1)
+    with Checkpoints(folder) as checkpoints:
+        monkeypatch.setattr("selfreward_jax.core.checkpoints.free_bytes", lambda path: 10)
+        with pytest.raises(UserError, match="the disk is full: a checkpoint needs"):
+            checkpoints.save(2, {"params": tree(2)})
+        monkeypatch.undo()
+
+        async def full(*arguments, **options):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(ocp.type_handlers.ArrayHandler, "serialize", full)
+        with pytest.raises(UserError, match="the disk is full; free some space"):
+            checkpoints.save(2, {"params": tree(2)})
+            checkpoints.wait()
+        monkeypatch.undo()
+    assert "1" in names(folder)
+    assert newest(folder)[0] == 1
