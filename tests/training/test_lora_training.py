@@ -16,6 +16,7 @@ from selfreward_jax.llama.lora import LoraSettings, lora_specs, merge
 from selfreward_jax.llama.model import adapter_drop
 from selfreward_jax.llama.params import PROJECTIONS, shardings
 from selfreward_jax.training.loop import micro_batches, train, trainable
+from selfreward_jax.training.packing import Layout
 from selfreward_jax.training.step import gradients, init_state, update
 from tests.engine.small_llama import GQA, random_params, small_model
 from tests.llama.test_lora import merged64, random_adapter
@@ -29,7 +30,7 @@ DROPPED = dataclasses.replace(FORWARD, lora=dataclasses.replace(LORA, dropout=0.
 
 def batch_of(rows, kind: str):
     """What `gradients` takes of all rows at once."""
-    ((batch, arrays),) = micro_batches(rows, len(rows), BUCKET)
+    ((batch, arrays),) = micro_batches(rows, Layout(len(rows), BUCKET))
     return batch, arrays, {name: np.float32(value) for name, value in OBJECTIVES[kind].counts(rows).items()}
 
 
@@ -185,7 +186,7 @@ SFT_LORA = {
     "settings": dataclasses.replace(SETTINGS, forward=DROPPED, checkpoint_every=2),
 }
 # The same programs as above, which take long to compile.
-DPO_LORA = DPO_RUN | {"settings": dataclasses.replace(DPO_RUN["settings"], forward=WITH_LORA, micro_batch_size=4)}
+DPO_LORA = DPO_RUN | {"settings": dataclasses.replace(DPO_RUN["settings"], forward=WITH_LORA, layout=Layout(4, 16))}
 
 
 def run(folder=None, *, interrupt=None, model=None, **what):

@@ -13,8 +13,10 @@ from selfreward_jax.llama.load import shardings
 from selfreward_jax.llama.params import count_params, map_specs, param_specs
 from selfreward_jax.training.loop import micro_batches
 from selfreward_jax.training.moments import FORMATS, block_size, scale_by_adam
+from selfreward_jax.training.objectives import SFT
 from selfreward_jax.training.optimizer import OptimizerSettings, make_optimizer
-from selfreward_jax.training.step import SFT, gradients, init_state, update
+from selfreward_jax.training.packing import Layout
+from selfreward_jax.training.step import gradients, init_state, update
 from tests.engine.small_llama import GQA, random_params, small_model
 from tests.training.test_gradients import BUCKET, EIGHT, FORWARD, OBJECTIVES, assert_laid_out, make_rows
 
@@ -129,8 +131,8 @@ UPDATES_APART = {"int8": 0.08, "bfloat16": 0.01}
 def test_training_follows_that_in_float32(name):
     """SFT on eight rows until most of the loss is gone, and at each step the two updates for the same gradients."""
     rows = make_rows("sft", 8)
-    ((batch, _),) = micro_batches(rows, 8, BUCKET)
-    count = np.float32(SFT().count(rows))
+    ((batch, arrays),) = micro_batches(rows, Layout(8, BUCKET))
+    counts = {name: np.float32(value) for name, value in SFT().counts(rows).items()}
     states = [init_state(GQA, changed(moments_dtype=d), random_params(GQA)) for d in ("float32", name)]
     losses, apart = [], []
     direct = [scale_by_adam(0.9, 0.95, 1e-8, d) for d in ("float32", name)]
@@ -138,7 +140,8 @@ def test_training_follows_that_in_float32(name):
     both = jax.jit(lambda grads, beside: [a.update(grads, s) for a, s in zip(direct, beside, strict=True)])
     for _ in range(SETTINGS.steps):
         made = [
-            gradients(GQA, OBJECTIVES["sft"], FORWARD, s.params, batch, None, count, jax.random.key(0)) for s in states
+            gradients(GQA, OBJECTIVES["sft"], FORWARD, s.params, batch, arrays, counts, jax.random.key(0))
+            for s in states
         ]
         losses.append([float(sums["loss"]) for _, sums in made])
         (u, v), beside = zip(*both(made[0][0], beside), strict=True)
@@ -184,7 +187,7 @@ def test_codes_are_laid_out_like_the_weights_and_scales_where_they_divide():
 def test_adafactor_lowers_the_loss_and_lays_its_means_out():
     settings = changed(optimizer="adafactor", learning_rate=1e-2, steps=6)
     model, rows = small_model(WIDE, **EIGHT), make_rows("sft", 4)
-    ((batch, _),) = micro_batches(rows, 4, BUCKET)
+    ((batch, arrays),) = micro_batches(rows, Layout(4, BUCKET))
     state, losses = init_state(WIDE, settings, model.params), []
     means = optax.tree.get(state.opt_state, "v_row")["layers"]["gate"]  # [L, D], of [L, D, F]
     assert means.shape == (2, 256) and means.sharding.shard_shape(means.shape) == (2, 128)
@@ -192,7 +195,7 @@ def test_adafactor_lowers_the_loss_and_lays_its_means_out():
         batch = put_rows(batch, model.mesh)
         for _ in range(settings.steps):
             grads, sums = gradients(
-                WIDE, SFT(), FORWARD, state.params, batch, None, np.float32(SFT().count(rows)), jax.random.key(0)
+                WIDE, SFT(), FORWARD, state.params, batch, arrays, SFT().counts(rows), jax.random.key(0)
             )
             state, _ = update(WIDE, settings, state, grads)
             losses.append(float(sums["loss"]))

@@ -3,17 +3,18 @@
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from selfreward_jax.training.batches import Example, TrainRow
 from selfreward_jax.training.loop import micro_batches
-from selfreward_jax.training.step import SFT, ForwardSettings, gradients
+from selfreward_jax.training.objectives import SFT
+from selfreward_jax.training.packing import Layout
+from selfreward_jax.training.step import ForwardSettings, gradients
 from selfreward_jax.training.throughput import closing_line, peak_flops, step_timing, train_flops
 from tests.engine.small_llama import VARIANTS, random_params
 
-PLAIN = ForwardSettings(dtype="float32", head_chunk=10**6, remat=False, dropout=0.0)
+PLAIN = ForwardSettings(dtype="float32", head_chunk=10**6, remat="none", dropout=0.0)
 
 
 def product_flops(jaxpr) -> int:
@@ -38,10 +39,10 @@ def test_flops_are_those_of_the_programs_matrix_products(name):
     config = VARIANTS[name]
     B, T, R = 3, 16, 8
     rows = [TrainRow((Example(tuple(range(T - R)), tuple(range(R))),))] * B
-    ((batch, _),) = micro_batches(rows, B, 8)
+    ((batch, arrays),) = micro_batches(rows, Layout(B, 8))
     params = random_params(config)
     program = jax.make_jaxpr(
-        lambda params: gradients(config, SFT(), PLAIN, params, batch, None, jnp.float32(1), jax.random.key(0))
+        lambda params: gradients(config, SFT(), PLAIN, params, batch, arrays, {"tokens": 1.0}, jax.random.key(0))
     )(params)
     masked = B * 12 * config.num_layers * config.num_heads * config.head_dim * (T * T - T * (T + 1) // 2)
     head_again = B * 2 * config.vocab_size * config.hidden_size * R
