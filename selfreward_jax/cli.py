@@ -49,6 +49,22 @@ def _run_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _dry_run_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print each array's shape, layout and bytes per device; compute nothing"
+    )
+
+
+def _sft_arguments(parser: argparse.ArgumentParser) -> None:
+    _run_arguments(parser)
+    _dry_run_argument(parser)
+
+
+def _dpo_arguments(parser: argparse.ArgumentParser) -> None:
+    _stage_arguments(parser)
+    _dry_run_argument(parser)
+
+
 def _stage_arguments(parser: argparse.ArgumentParser) -> None:
     _run_arguments(parser)
     parser.add_argument(
@@ -106,12 +122,12 @@ def _chat_arguments(parser: argparse.ArgumentParser) -> None:
 # Verb: (one line of help, its arguments, the function in `verbs` that runs it).
 VERBS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "run": ("the whole algorithm: M0 to M1 to ... to MT", _run_arguments),
-    "sft": ("M0 to M1: supervised fine-tuning on the seeds", _run_arguments),
+    "sft": ("M0 to M1: supervised fine-tuning on the seeds", _sft_arguments),
     "prompts": ("new prompts for an iteration", _stage_arguments),
     "respond": ("candidate answers to an iteration's prompts", _stage_arguments),
     "judge": ("judgements of an iteration's answers", _stage_arguments),
     "pairs": ("preference pairs from judged answers", _stage_arguments),
-    "dpo": ("preference training on an iteration's pairs", _stage_arguments),
+    "dpo": ("preference training on an iteration's pairs", _dpo_arguments),
     "score": ("log-probabilities of given responses", _score_arguments),
     "export": ("a model as a Hugging Face folder", _export_arguments),
     "chat": ("talk to a model in the terminal", _chat_arguments),
@@ -128,11 +144,11 @@ def parser() -> argparse.ArgumentParser:
     verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
     for name, (summary, add_arguments) in VERBS.items():
         sub = verbs.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
-        if "config" in add_arguments.__name__ or add_arguments in (_run_arguments, _stage_arguments):
+        add_arguments(sub)
+        if "--config=" in sub.format_usage().replace("--config FILE", "--config="):
             sub.epilog = (
                 "Change any field of the configuration with --config.FIELD=VALUE; configs/base.py has them all."
             )
-        add_arguments(sub)
     return top
 
 

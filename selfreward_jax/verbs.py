@@ -21,12 +21,12 @@ from selfreward_jax.llama.load import MODEL_FILE, Model, load_model
 from selfreward_jax.llama.peft import save_adapter
 from selfreward_jax.loop import score_last, self_reward
 from selfreward_jax.stages import dpo as dpo_stage
+from selfreward_jax.stages import dry_run, summary
 from selfreward_jax.stages import judge as judge_stage
 from selfreward_jax.stages import pairs as pairs_stage
 from selfreward_jax.stages import prompts as prompts_stage
 from selfreward_jax.stages import respond as respond_stage
 from selfreward_jax.stages import sft as sft_stage
-from selfreward_jax.stages import summary
 from selfreward_jax.stages.adapters import adapter_since_m0
 from selfreward_jax.stages.run import Run, stored_config
 from selfreward_jax.training.batches import Example
@@ -68,6 +68,8 @@ def run(options: argparse.Namespace, overrides: Overrides, interrupt: Interrupt)
 
 
 def sft(options: argparse.Namespace, overrides: Overrides, interrupt: Interrupt) -> None:
+    if options.dry_run:
+        return dry_run.show(_config(options, overrides), "sft")
     work = _open(options, overrides, interrupt)
     work.base()
     model = sft_stage.supervised_fine_tune(work)
@@ -122,6 +124,8 @@ def pairs(options: argparse.Namespace, overrides: Overrides, interrupt: Interrup
 
 
 def dpo(options: argparse.Namespace, overrides: Overrides, interrupt: Interrupt) -> None:
+    if options.dry_run:
+        return dry_run.show(_config(options, overrides), "dpo")
     work = _open(options, overrides, interrupt)
     t = _iteration(options, work)
     model = dpo_stage.preference_train(work, t, _rows(work, t, "pairs", Pair))

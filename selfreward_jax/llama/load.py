@@ -142,6 +142,12 @@ def locate(path: str) -> epath.Path:
     return location
 
 
+def read_config(path: str) -> LlamaConfig:
+    """A model's shape alone."""
+    location = locate(path)
+    return hf.read_config(location) if location.is_dir() else gguf.read_config(location)
+
+
 def load_chat(path: str, chat_template: str = "") -> tuple[LlamaConfig, Chat]:
     """A model's shape and tokenizer, without its weights.
 

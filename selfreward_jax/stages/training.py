@@ -21,25 +21,30 @@ from selfreward_jax.training.packing import Layout
 from selfreward_jax.training.step import ForwardSettings
 
 
+def optimizer_settings(config: Any, section, steps: int) -> OptimizerSettings:
+    """From the whole configuration, its section `sft` or `dpo`, and how many steps there will be."""
+    return OptimizerSettings(
+        learning_rate=section.learning_rate,
+        final_learning_rate=section.final_learning_rate,
+        warmup_steps=section.warmup_steps,
+        steps=steps,
+        weight_decay=section.weight_decay,
+        adam_b1=section.adam_b1,
+        adam_b2=section.adam_b2,
+        adam_eps=section.adam_eps,
+        clip_norm=section.clip_norm,
+        schedule=section.schedule,
+        optimizer=config.training.optimizer,
+        moments_dtype=config.training.moments_dtype,
+        ema_decay=config.training.ema_decay,
+    )
+
+
 def train_settings(run: Run, section, rows: int) -> TrainSettings:
     """From a section of the configuration (`sft` or `dpo`) and the number of rows."""
     c = run.config
     return TrainSettings(
-        optimizer=OptimizerSettings(
-            learning_rate=section.learning_rate,
-            final_learning_rate=section.final_learning_rate,
-            warmup_steps=section.warmup_steps,
-            steps=steps_per_epoch(rows, section.batch_size) * section.epochs,
-            weight_decay=section.weight_decay,
-            adam_b1=section.adam_b1,
-            adam_b2=section.adam_b2,
-            adam_eps=section.adam_eps,
-            clip_norm=section.clip_norm,
-            schedule=section.schedule,
-            optimizer=c.training.optimizer,
-            moments_dtype=c.training.moments_dtype,
-            ema_decay=c.training.ema_decay,
-        ),
+        optimizer=optimizer_settings(c, section, steps_per_epoch(rows, section.batch_size) * section.epochs),
         forward=ForwardSettings(
             c.model.dtype,
             c.training.head_chunk,
