@@ -287,7 +287,7 @@ def _settings(model, rows, learning_rate, final_learning_rate, epochs, batch_siz
     steps = steps_per_epoch(rows, batch_size) * epochs
     return TrainSettings(
         optimizer=OptimizerSettings(learning_rate, final_learning_rate, 0, steps),
-        forward=ForwardSettings(model.dtype, 512, "block", dropout, lora=lora),
+        forward=ForwardSettings(model.dtype, 512, "block", dropout, rules=model.rules, lora=lora),
         batch_size=batch_size,
         layout=Layout(batch_size, 128),
         checkpoint_every=steps,

@@ -108,6 +108,12 @@ def leaves(config: Mapping[str, Any] | ConfigDict, prefix: str = "") -> Iterator
             yield f"{prefix}{name}", value
 
 
+def split_names(value: str | Sequence[str]) -> tuple[str, ...]:
+    """Names given as a tuple, or on the command line also as `a,b`, which arrives as one text in a tuple."""
+    parts = [value] if isinstance(value, str) else value
+    return tuple(name.strip() for part in parts for name in str(part).split(","))
+
+
 def to_dict(config: ConfigDict) -> dict[str, Any]:
     """The configuration as JSON-compatible values."""
     return json.loads(json.dumps(config.to_dict()))
@@ -166,7 +172,7 @@ def check(config: ConfigDict) -> None:
     for name in ("prompts.keywords", "respond.stop"):
         if not all(isinstance(word, str) and word for word in given[name]):
             raise UserError(f"config.{name}: {given[name]!r} must hold text only, and none that is empty.")
-    targets, every = given["lora.targets"], known["lora.targets"]
+    targets, every = split_names(given["lora.targets"]), known["lora.targets"]
     if not targets or any(name not in every for name in targets) or len(set(targets)) < len(targets):
         raise UserError(f"config.lora.targets: {targets!r} must hold some of {', '.join(every)}, each once.")
     if given["respond.min_new_tokens"] > given["respond.max_new_tokens"]:

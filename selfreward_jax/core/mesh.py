@@ -127,12 +127,20 @@ def constrain(x: jax.Array, axes: tuple[str | None, ...], rules: Rules = RULES) 
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1 or mesh.axis_names != AXES:
         return x
-    table = dict(rules)
-    spec = []
-    for axis, size in zip(axes, x.shape, strict=True):
-        rule = table.get(axis or "", ())
-        spec.append(rule if rule and size % math.prod(mesh.shape[a] for a in rule) == 0 else None)
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+    return jax.lax.with_sharding_constraint(x, activation_spec(axes, x.shape, mesh, rules))
+
+
+def activation_spec(
+    axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh | AbstractMesh, rules: Rules = RULES
+) -> PartitionSpec:
+    """How an activation is split: as the rules say, where its sizes divide and no axis before has the devices."""
+    table, spec, used = dict(rules), [], set()
+    for axis, size in zip(axes, shape, strict=True):
+        rule = tuple(a for a in table.get(axis or "", ()) if a not in used)
+        split = bool(rule) and size % math.prod(mesh.shape[a] for a in rule) == 0
+        used |= set(rule) if split else set()
+        spec.append(rule if split else None)
+    return PartitionSpec(*spec)
 
 
 def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:

@@ -8,16 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from selfreward_jax.core.mesh import put_rows
+from selfreward_jax.core.mesh import RULES, Rules, put_rows, row_ways
 from selfreward_jax.engine.layout import replicate
 from selfreward_jax.llama.config import LlamaConfig
 from selfreward_jax.llama.load import Model
 from selfreward_jax.llama.params import Params
-from selfreward_jax.training.batches import Batch, Example, make_batch
+from selfreward_jax.training.batches import Batch, Example, make_batch, round_up
 from selfreward_jax.training.logps import response_logps
 
 
-@functools.partial(jax.jit, static_argnames=("config", "dtype", "head_chunk", "tail_weight"))
+@functools.partial(jax.jit, static_argnames=("config", "dtype", "head_chunk", "attention", "rules", "tail_weight"))
 def score(
     config: LlamaConfig,
     params: Params,
@@ -26,6 +26,8 @@ def score(
     *,
     dtype,
     head_chunk: int,
+    attention: str = "auto",
+    rules: Rules = RULES,
     tail_weight: float = 1.0,
 ) -> jax.Array:
     """Summed log-probability of each row's response, [B]; `tail_starts_N` and `tail_weight` as in `sum_tokens`."""
@@ -35,6 +37,8 @@ def score(
         batch,
         dtype=dtype,
         head_chunk=head_chunk,
+        attention_backend=attention,
+        rules=rules,
         tail_starts_N=tail_starts_N,
         tail_weight=tail_weight,
     )
@@ -54,19 +58,23 @@ def score_batch(
     rows: int,
     bucket: int,
     head_chunk: int,
+    attention: str = "auto",
     tail_starts: Sequence[int] | None = None,
     tail_weight: float = 1.0,
 ) -> list[float]:
     """Log-probabilities of at most `rows` responses; tokens from the start of a response's tail weigh `tail_weight`."""
+    rows = round_up(rows, row_ways(model.mesh, model.rules))
     batch = make_batch(examples, rows=rows, bucket=bucket)
     starts = None if tail_starts is None else np.pad(np.array(tail_starts, np.int32), (0, rows - len(examples)))
     with jax.set_mesh(model.mesh):
         logps = score(
             model.config,
             model.params,
-            *put_rows((batch, starts), model.mesh),
+            *put_rows((batch, starts), model.mesh, model.rules),
             dtype=jnp.dtype(model.dtype),
             head_chunk=head_chunk,
+            attention=attention,
+            rules=model.rules,
             tail_weight=tail_weight,
         )
     return jax.device_get(logps)[: len(examples)].tolist()

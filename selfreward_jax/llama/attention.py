@@ -147,5 +147,9 @@ def _splash(q_BTHE, k_BTKE, v_BTKE, segments: Segments | None, rules: Rules, int
     spec = jax.sharding.PartitionSpec
     rows, heads = dict(rules)["batch"], dict(rules)["heads"]
     split = spec(rows, None, heads, None)
+    ways, K = math.prod(mesh.shape[a] for a in heads), k_BTKE.shape[2]
+    if K % ways:  # each device gets the keys and values of its own query heads
+        copies = ways // math.gcd(K, ways)
+        args = (args[0], *(jnp.repeat(x, copies, axis=2) for x in args[1:3]), args[3])
     in_specs = (split, split, split, None if segments is None else spec(rows, None))
     return jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=split, check_vma=False)(*args)

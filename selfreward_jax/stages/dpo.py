@@ -70,7 +70,7 @@ def reference_logps(
         "examples": content_id([labels, [[e.prompt_ids, e.response_ids] for e in examples]]),
         "rows": c.score_rows,
         "dtype": run.config.model.dtype,
-        "training": run.config.training.to_dict(),
+        "training": {name: run.config.training[name] for name in ("length_bucket", "head_chunk", "attention")},
         "ld_alpha": ld_alpha,
     }
     if not run.is_made(artefact, inputs):
@@ -83,6 +83,7 @@ def reference_logps(
                 rows=c.score_rows,
                 bucket=run.config.training.length_bucket,
                 head_chunk=run.config.training.head_chunk,
+                attention=run.config.training.attention,
                 tail_starts=[starts[i] for i in batches[n]] if ld_alpha != 1 else None,
                 tail_weight=ld_alpha,
             )

@@ -14,8 +14,7 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from rich.console import Console
 from rich.table import Table
 
-from selfreward_jax.core.losses import loss_settings
-from selfreward_jax.core.mesh import AXES, Rules, make_rules, partition
+from selfreward_jax.core.mesh import AXES, Rules, activation_spec, make_rules
 from selfreward_jax.llama.config import LlamaConfig
 from selfreward_jax.llama.load import read_config
 from selfreward_jax.llama.lora import trained_specs
@@ -58,6 +57,8 @@ def placed_arrays(config: Any, stage: str) -> Iterator[Placed]:
     Raises:
       UserError: an axis can't be split as the mesh asks, with the numbers.
     """
+    if stage == "dpo" and config.dpo.data == "positives":
+        stage = "sft"  # what that stage then does
     model, section = read_config(config.model.path), config[stage]
     mesh, rules = described_mesh(config.mesh), make_rules(config.mesh.rules.to_dict())
     lora = lora_settings(config.lora)
@@ -93,14 +94,13 @@ def placed_arrays(config: Any, stage: str) -> Iterator[Placed]:
 def _of_a_batch(config: Any, stage: str, model: LlamaConfig, mesh: AbstractMesh, rules: Rules) -> Iterator[Placed]:
     """Arrays of one micro-batch of rows that are as long as they may be."""
     section, training = config[stage], config.training
-    pairs = stage == "dpo" and not loss_settings(section).unpaired
     ways = math.prod(mesh.shape[a] for a in dict(rules)["batch"])
-    rows = round_up(section.micro_batch_size or section.batch_size, ways) * (2 if pairs else 1)
+    rows = round_up(section.micro_batch_size or section.batch_size, ways) * (2 if stage == "dpo" else 1)
     length = round_up(training.pack or min(section.max_length, model.max_position_embeddings), training.length_bucket)
     D, L, dtype = model.hidden_size, model.num_layers, config.model.dtype
 
     def placed(group: str, name: str, axes: tuple[str, ...], shape: tuple[int, ...], kind: str) -> Placed:
-        return Placed(group, name, shape, kind, partition(axes, shape, mesh, name, rules))
+        return Placed(group, name, shape, kind, NamedSharding(mesh, activation_spec(axes, shape, mesh, rules)))
 
     for name in ("tokens", "targets", "sources"):
         yield placed("batch", name, ("batch", "sequence"), (rows, length), "int32")

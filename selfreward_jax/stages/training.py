@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from selfreward_jax.core.config import split_names
 from selfreward_jax.core.hosts import is_writer
 from selfreward_jax.core.progress import say
 from selfreward_jax.core.rows import Row, content_id
@@ -75,7 +76,9 @@ def lora_settings(section) -> LoraSettings | None:
     """From the section `lora` of the configuration; None where all weights are trained."""
     if not section.rank:
         return None
-    return LoraSettings(section.rank, float(section.alpha), tuple(section.targets), section.dropout, section.use_rslora)
+    return LoraSettings(
+        section.rank, float(section.alpha), split_names(section.targets), section.dropout, section.use_rslora
+    )
 
 
 def training_inputs(run: Run, stage: str, section, rows: Sequence[TrainRow], init: ModelRef) -> dict[str, Any]:
@@ -92,7 +95,7 @@ def training_inputs(run: Run, stage: str, section, rows: Sequence[TrainRow], ini
         ),
         "settings": section.to_dict(),
         "model": {k: v for k, v in run.config.model.to_dict().items() if k not in ("path", "adapter")},
-        "training": run.config.training.to_dict(),
+        "training": {k: v for k, v in run.config.training.to_dict().items() if k != "max_skipped"},
         "lora": run.config.lora.to_dict() if run.config.lora.rank else None,
         "seed": run.config.seed,
         **choice,
@@ -152,7 +155,8 @@ def chosen(run: Run, title: str, step: int, log: Sequence[Row], held_out: int) -
     """What is on record of the checkpoint that became the model, as `best`; said as well."""
     by = run.config.checkpoint.choose
     measured = {name: x for row in log if row["step"] == step for name, x in row.items() if name.startswith(PREFIX)}
-    shown = ", ".join(f"{n} {measured[n]:.4f}" for n in ("eval/loss", "eval/rewards/accuracies") if n in measured)
+    told = [(name, measured.get(name)) for name in ("eval/loss", "eval/rewards/accuracies")]
+    shown = ", ".join(f"{name} {value:.4f}" for name, value in told if value is not None) or "nothing finite"
     say(f"{title}: the model is step {step} of {log[-1]['step']}, chosen by {by}; on held-out rows {shown}")
     return {"best": {"checkpoint": step, "by": by, "held_out": held_out, **measured}}
 

@@ -105,17 +105,20 @@ def make_batch(examples: Sequence[Example | None], *, rows: int, bucket: int) ->
     return lay_rows([*texts, *([[]] * (rows - len(texts)))], rows, bucket=bucket)
 
 
-def lay_rows(rows: Sequence[Sequence[Text]], examples: int, *, bucket: int) -> Batch:
+def lay_rows(rows: Sequence[Sequence[Text]], examples: int, *, bucket: int, target_bucket: int = 0) -> Batch:
     """Texts one after another in each row.
 
     Args:
       rows: the texts of each row.
       examples: how many there are (N), fillers among them.
-      bucket: rows are padded to a multiple of so many tokens, and so are their targets.
+      bucket: rows are padded to a multiple of so many tokens.
+      target_bucket: their targets are; 0: as their tokens.
     """
     parents = any(len(text.responses) > 1 for texts in rows for text in texts)
-    T = round_up(max(1, *(sum(map(len, texts)) for texts in rows), 1), bucket)
-    W = round_up(max(1, *(sum(len(r) for t in texts for r in t.responses) for texts in rows), 1), bucket)
+    longest = max(sum(map(len, texts)) for texts in rows)
+    scored = max(sum(len(r) for t in texts for r in t.responses) for texts in rows)
+    T = round_up(max(longest, 1), bucket)
+    W = min(T, round_up(max(scored, 1), target_bucket or bucket))
     B = len(rows)
     tokens, positions = np.zeros((B, T), np.int32), np.zeros((B, T), np.int32)
     ids, of_prompt = np.zeros((B, T), np.int32), np.zeros((B, T), np.int32)

@@ -4,12 +4,14 @@ The paper (appendix A.3) saves a checkpoint every 200 steps and chooses one with
 Here the choice rests on the rows' own loss or accuracy; another measure is one more metric and one more rank.
 """
 
-import functools
+import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from selfreward_jax.core.errors import UserError
@@ -19,7 +21,8 @@ from selfreward_jax.llama.config import LlamaConfig
 from selfreward_jax.llama.params import Params
 from selfreward_jax.training.batches import Batch, TrainRow
 from selfreward_jax.training.objectives import Counts, Objective, RowArrays
-from selfreward_jax.training.step import ForwardSettings, add, losses
+from selfreward_jax.training.packing import Layout, micro_batches
+from selfreward_jax.training.step import ForwardSettings, losses
 
 PREFIX = "eval/"
 
@@ -56,31 +59,55 @@ def split(rows: Sequence[TrainRow], amount: float, *, seed: int) -> tuple[list[T
     return [r for n, r in enumerate(rows) if n not in held], [r for n, r in enumerate(rows) if n in held]
 
 
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """As many held-out rows as a step takes: their micro-batches, and what turns their shares into those of all."""
+
+    batches: list[tuple[Batch, RowArrays]]
+    counts: Counts
+    weight: float
+
+
+def plan(objective: Objective, rows: Sequence[TrainRow], batch_size: int, layout: Layout) -> list[Part]:
+    """Divides held-out rows so that evaluating them takes no more memory than a step of training.
+
+    The result is that of all rows as one batch. Only an objective that compares rows with each other sees them as many
+    at a time as in training, in the order that they come in, and the mean of its batches is taken.
+    """
+    whole = objective.whole_batch
+    ordered = list(rows) if whole else sorted(rows, key=len, reverse=True)
+    parts = []
+    for part in (ordered[i : i + batch_size] for i in range(0, len(ordered), batch_size)):
+        counts = objective.counts(part if whole else rows)
+        share = sum(row.weight for row in part) / sum(row.weight for row in rows) if whole else 1.0
+        counts = {name: np.float32(value) for name, value in counts.items()}
+        parts.append(Part(micro_batches(part, layout), counts, share))
+    return parts
+
+
 def evaluate(
     config: LlamaConfig,
     objective: Objective,
     forward: ForwardSettings,
     mesh: Mesh,
     params: Params,
-    batches: Sequence[tuple[Batch, RowArrays]],
-    counts: Counts,
+    parts: Sequence[Part],
     frozen: Params | None = None,
-) -> dict[str, float]:
-    """Loss and metrics of rows as one batch, named `eval/...`, without dropout.
+) -> dict[str, float | None]:
+    """Loss and metrics of held-out rows, named `eval/...`, without dropout; None for what is not finite.
 
     Args:
-      batches: all of the rows, in micro-batches.
-      counts: of all of them, from `objective.counts`.
+      parts: from `plan`.
       frozen: see `gradients`.
     """
-    parts = [
-        losses(
-            config, objective, forward, params, put_rows(batch, mesh, forward.rules), put_whole(arrays, mesh), counts,
-            frozen,
-        )
-        for batch, arrays in batches
-    ]  # fmt: skip
-    return {f"{PREFIX}{name}": float(value) for name, value in jax.device_get(functools.reduce(add, parts)).items()}
+    totals: dict[str, float] = {}
+    for part in parts:
+        for batch, arrays in part.batches:
+            placed = put_rows(batch, mesh, forward.rules), put_whole(arrays, mesh)
+            shares = jax.device_get(losses(config, objective, forward, params, *placed, part.counts, frozen))
+            for name, value in shares.items():
+                totals[name] = totals.get(name, 0.0) + part.weight * float(value)
+    return {f"{PREFIX}{name}": value if math.isfinite(value) else None for name, value in totals.items()}
 
 
 def _by_loss(row: Row) -> tuple[float, ...]:
@@ -88,8 +115,8 @@ def _by_loss(row: Row) -> tuple[float, ...]:
 
 
 def _by_accuracy(row: Row) -> tuple[float, ...]:
-    """Equal accuracies are common, so the loss decides between them; SFT has no accuracy, so there it does alone."""
-    return (row.get("eval/rewards/accuracies", 0.0), *_by_loss(row))
+    """Equal accuracies are common, so the loss decides between them; SFT and KTO have none, so there it does alone."""
+    return (row.get("eval/rewards/accuracies") or 0.0, *_by_loss(row))
 
 
 # How good a checkpoint is by the metrics of its step, larger being better, for each `checkpoint.choose` but "last".
@@ -97,9 +124,12 @@ RANKS: Mapping[str, Callable[[Row], tuple[float, ...]]] = {"loss": _by_loss, "ac
 
 
 def best_steps(choose: str, log: Sequence[Row], count: int) -> list[int]:
-    """The `count` best of the steps that were evaluated, best first; none if the last checkpoint is to be the model."""
+    """The `count` best of the steps that were evaluated, best first.
+
+    None if the last checkpoint is to be the model, or if no step had a finite loss.
+    """
     if choose not in RANKS:
         return []
-    scored = [row for row in log if f"{PREFIX}loss" in row]
+    scored = [row for row in log if row.get(f"{PREFIX}loss") is not None]
     scored.sort(key=lambda row: (*RANKS[choose](row), -row["step"]), reverse=True)
     return [row["step"] for row in scored[:count]]

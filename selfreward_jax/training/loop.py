@@ -21,11 +21,11 @@ from selfreward_jax.core.rows import Row
 from selfreward_jax.llama.load import Model
 from selfreward_jax.llama.lora import Adapter, LoraSettings, init_lora, lora_specs, merge
 from selfreward_jax.llama.params import Params, shardings
-from selfreward_jax.training.batches import Batch, TrainRow, batch_indices, lay_rows, steps_per_epoch
-from selfreward_jax.training.held_out import best_steps, evaluate
-from selfreward_jax.training.objectives import Objective, RowArrays, row_arrays
+from selfreward_jax.training.batches import TrainRow, batch_indices, steps_per_epoch
+from selfreward_jax.training.held_out import best_steps, evaluate, plan
+from selfreward_jax.training.objectives import Objective
 from selfreward_jax.training.optimizer import OptimizerSettings
-from selfreward_jax.training.packing import Layout, plan_micro_batches
+from selfreward_jax.training.packing import Layout, micro_batches
 from selfreward_jax.training.step import ForwardSettings, add, gradients, init_state, resume, update
 from selfreward_jax.training.throughput import closing_line, peak_flops, step_timing, train_flops
 
@@ -55,15 +55,6 @@ class TrainSettings:
     peak_tflops: float = 0.0
     choose: str = "last"
     keep_best: int = 1
-
-
-def micro_batches(rows: Sequence[TrainRow], layout: Layout) -> list[tuple[Batch, RowArrays]]:
-    """A step's rows as padded arrays (longest first); how they are divided and laid out changes no gradient."""
-    return [
-        (lay_rows(plan.texts, plan.size * len(plan.rows[0].examples), bucket=layout.pack or layout.bucket),
-         row_arrays(plan.rows, plan.size))
-        for plan in plan_micro_batches(rows, layout)
-    ]  # fmt: skip
 
 
 def train(
@@ -109,6 +100,8 @@ def train(
         start, state = checkpoints.newest_whole(
             lambda step: resume(state, item, step, functools.partial(checkpoints.restore, step))
         ) or (0, state)
+        if start and not lora:
+            jax.tree.map(lambda x: x.delete(), model.params)  # nobody needs where the training began any more
     log = MetricsLog(folder, start_step=start, tensorboard=settings.tensorboard)
 
     def save(step: int) -> None:
@@ -117,13 +110,12 @@ def train(
             best = best_steps(settings.choose, log.rows, settings.keep_best)
             checkpoints.save(step, {item: state.trained, "opt_state": state.resumable}, also_keep=best)
 
-    unseen = micro_batches(held_out, layout) if held_out else []
+    unseen = plan(objective, held_out, settings.batch_size, layout)
 
-    def measures() -> dict[str, float]:
+    def measures() -> dict[str, float | None]:
         if not unseen:
             return {}
-        counts = {name: np.float32(value) for name, value in objective.counts(held_out).items()}
-        return evaluate(model.config, objective, settings.forward, model.mesh, state.trained, unseen, counts, frozen)
+        return evaluate(model.config, objective, settings.forward, model.mesh, state.trained, unseen, frozen)
 
     peak = peak_flops(model.mesh.devices.flat[0].device_kind, settings.peak_tflops)
     with (
@@ -164,7 +156,7 @@ def train(
                 time.perf_counter() - begun,
                 tokens=tokens,
                 positions=positions,
-                flops=train_flops(model.config, examples),
+                flops=train_flops(model.config, examples, lora),
                 devices=model.mesh.size,
                 peak=peak,
             )

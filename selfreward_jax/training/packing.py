@@ -6,7 +6,8 @@ Whatever the layout, each example's log-probability is the same, and with it los
 import dataclasses
 from collections.abc import Sequence
 
-from selfreward_jax.training.batches import Text, TrainRow, round_up
+from selfreward_jax.training.batches import Batch, Text, TrainRow, lay_rows, round_up
+from selfreward_jax.training.objectives.base import RowArrays, row_arrays
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,3 +119,13 @@ def plan_micro_batches(rows: Sequence[TrainRow], layout: Layout) -> list[Plan]:
     ordered = sorted(rows, key=len, reverse=True)
     share = layout.share_prompt and all(_can_share(row, layout) for row in ordered)
     return (_packed if layout.pack else _one_text_a_row)(ordered, layout, share)
+
+
+def micro_batches(rows: Sequence[TrainRow], layout: Layout) -> list[tuple[Batch, RowArrays]]:
+    """A step's rows as padded arrays (longest first); how they are divided and laid out changes no gradient."""
+    batches = []
+    for plan in plan_micro_batches(rows, layout):
+        examples = plan.size * len(plan.rows[0].examples)
+        batch = lay_rows(plan.texts, examples, bucket=layout.pack or layout.bucket, target_bucket=layout.bucket)
+        batches.append((batch, row_arrays(plan.rows, plan.size)))
+    return batches

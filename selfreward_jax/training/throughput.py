@@ -6,6 +6,7 @@ Model FLOP count what the mathematics needs, as in PaLM (Chowdhery et al. 2022, 
 - A matrix of n weights costs 2n FLOP a token forward and twice that backward: 6n. The matrices are those of the
   layers, for every token, and the head, for those tokens alone whose loss is taken, the response. Looking up an
   embedding costs nothing; a table that is head as well counts once.
+- With LoRA these matrices have no gradient: 4n, and 6n for the adapter's.
 - A query and a key cost 2E in the score and 2E in the mean of values, in each of H heads and L layers: with the
   backward pass 12 L H E. Causal attention over a row of T tokens has T (T + 1) / 2 such pairs, so 6 L H E (T + 1) a
   token; half of what counts that ignore the mask give.
@@ -20,6 +21,7 @@ import jax
 
 from selfreward_jax.core.rows import Row
 from selfreward_jax.llama.config import LlamaConfig
+from selfreward_jax.llama.lora import LoraSettings, count_lora
 from selfreward_jax.llama.params import full_shape, is_spec, param_specs
 from selfreward_jax.training.batches import Example
 
@@ -46,15 +48,21 @@ def peak_flops(device_kind: str, given_tflops: float = 0.0) -> float | None:
     return None if tflops is None else tflops * 1e12
 
 
-def train_flops(config: LlamaConfig, examples: Iterable[Example]) -> int:
-    """Model FLOP of a forward and a backward pass over rows (see the top of this file)."""
+def train_flops(config: LlamaConfig, examples: Iterable[Example], lora: LoraSettings | None = None) -> int:
+    """Model FLOP of a forward and a backward pass over rows (see the top of this file).
+
+    A prompt that several answers share counts for each of them, as TRL's rows do.
+    """
     c = config
+    each = 4 if lora else 6
     layers = jax.tree.leaves(param_specs(c)["layers"], is_leaf=is_spec)
     matrices = sum(math.prod(full_shape(c, spec)) for spec in layers if spec.kind == "matrix")
+    adapter = count_lora(c, lora) if lora else 0
     total = 0
     for example in examples:
         T, R = len(example), len(example.response_ids)
-        total += 6 * (matrices * T + c.vocab_size * c.hidden_size * R)
+        total += each * (matrices * T + c.vocab_size * c.hidden_size * R)
+        total += 6 * adapter * T
         total += 6 * c.num_layers * c.num_heads * c.head_dim * T * (T + 1)
     return total
 

@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from selfreward_jax.core.mesh import put_rows, row_ways
-from selfreward_jax.training.batches import round_up
+from selfreward_jax.core.mesh import put_rows, put_whole, row_ways
 from selfreward_jax.training.loop import micro_batches
+from selfreward_jax.training.packing import Layout
 from selfreward_jax.training.step import add, gradients
 from tests.engine.small_llama import GQA, small_model
 from tests.training.test_gradients import BUCKET, FORWARD, OBJECTIVES, make_rows
@@ -29,11 +29,11 @@ def spread(kind: str, rows, micro: int, **mesh: int):
                 FORWARD,
                 model.params,
                 put_rows(batch, model.mesh),
-                put_rows(arrays, model.mesh, axis=-1),
+                put_whole(arrays, model.mesh),
                 counts,
                 jax.random.key(0),
             )
-            for batch, arrays in micro_batches(rows, round_up(micro, row_ways(model.mesh)), BUCKET)
+            for batch, arrays in micro_batches(rows, Layout(micro, BUCKET, ways=row_ways(model.mesh)))
         ]
         return functools.reduce(add, parts)
 

@@ -35,7 +35,7 @@ def product_flops(jaxpr) -> int:
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_flops_are_those_of_the_programs_matrix_products(name):
-    """Of rows without padding, but for the masked half of attention, and the head's forward pass that is done twice."""
+    """Of rows without padding, but for the masked half of attention, and scores and logits that are computed twice."""
     config = VARIANTS[name]
     B, T, R = 3, 16, 8
     rows = [TrainRow((Example(tuple(range(T - R)), tuple(range(R))),))] * B
@@ -46,7 +46,9 @@ def test_flops_are_those_of_the_programs_matrix_products(name):
     )(params)
     masked = B * 12 * config.num_layers * config.num_heads * config.head_dim * (T * T - T * (T + 1) // 2)
     head_again = B * 2 * config.vocab_size * config.hidden_size * R
-    assert product_flops(program.jaxpr) == train_flops(config, [r.examples[0] for r in rows]) + masked + head_again
+    scores_again = B * 2 * config.num_layers * config.num_heads * config.head_dim * T * T
+    expected = train_flops(config, [r.examples[0] for r in rows]) + masked + head_again + scores_again
+    assert product_flops(program.jaxpr) == expected
 
 
 @pytest.mark.parametrize(

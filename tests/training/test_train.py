@@ -187,7 +187,7 @@ def plant(monkeypatch, at, value=jnp.inf) -> None:
 
     def planted(*arguments):
         grads, sums = gradients(*arguments)
-        step = next(calls) * SETTINGS.micro_batch_size // SETTINGS.batch_size
+        step = next(calls) * SETTINGS.layout.rows // SETTINGS.batch_size
         return (grads | {"norm": grads["norm"].at[3].set(value)}, sums) if step in at else (grads, sums)
 
     monkeypatch.setattr("selfreward_jax.training.loop.gradients", planted)

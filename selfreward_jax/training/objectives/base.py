@@ -45,6 +45,11 @@ class Objective(Protocol):
         """What a token counts for beyond the end of the shortest response of its row; 1 for the same as any other."""
         ...
 
+    @property
+    def whole_batch(self) -> bool:
+        """Whether it compares all rows of a batch with each other, so that they must be computed together."""
+        ...
+
     def counts(self, rows: Sequence[TrainRow]) -> dict[str, float]:
         """What the sums over a whole batch are divided by, for instance its tokens; known before any is computed."""
         ...

@@ -28,6 +28,10 @@ class KTO:
     def ld_alpha(self) -> float:
         return self.settings.ld_alpha
 
+    @property
+    def whole_batch(self) -> bool:
+        return bool(self.settings.whole_batch)
+
     def counts(self, rows: Sequence[TrainRow]) -> dict[str, float]:
         return {
             "rows": sum(row.weight for row in rows),

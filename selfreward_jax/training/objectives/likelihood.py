@@ -18,6 +18,10 @@ class SFT:
     def ld_alpha(self) -> float:
         return 1.0
 
+    @property
+    def whole_batch(self) -> bool:
+        return False
+
     def counts(self, rows: Sequence[TrainRow]) -> dict[str, float]:
         return {"tokens": sum(row.weight * len(row.examples[0].response_ids) for row in rows)}
 

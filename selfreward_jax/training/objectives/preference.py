@@ -27,6 +27,10 @@ class Preference:
     def ld_alpha(self) -> float:
         return self.settings.ld_alpha
 
+    @property
+    def whole_batch(self) -> bool:
+        return bool(self.settings.whole_batch)
+
     def counts(self, rows: Sequence[TrainRow]) -> dict[str, float]:
         return {
             "pairs": sum(row.weight for row in rows),
