@@ -136,7 +136,7 @@ def activation_spec(
     """How an activation is split: as the rules say, where its sizes divide and no axis before has the devices."""
     table, spec, used = dict(rules), [], set()
     for axis, size in zip(axes, shape, strict=True):
-        rule = tuple(a for a in table.get(axis or "", ()) if a not in used)
+        rule = tuple(a for a in table.get(axis or "", ()) if a not in used and mesh.shape[a] > 1)
         split = bool(rule) and size % math.prod(mesh.shape[a] for a in rule) == 0
         used |= set(rule) if split else set()
         spec.append(rule if split else None)
