@@ -11,10 +11,13 @@ from etils import epath
 from selfreward_jax.core.checkpoints import Checkpoints
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.interrupt import Interrupted
+from selfreward_jax.core.losses import LossSettings
 from selfreward_jax.core.rows import read_jsonl
 from selfreward_jax.llama.load import abstract_params
 from selfreward_jax.training.batches import Example, TrainRow
-from selfreward_jax.training.held_out import best_steps, split
+from selfreward_jax.training.held_out import best_steps, plan, split
+from selfreward_jax.training.objectives import make_objective
+from selfreward_jax.training.packing import Layout
 from tests.engine.small_llama import GQA, small_model
 from tests.training.test_gradients import OBJECTIVES, make_rows, naive_loss
 from tests.training.test_train import DPO_RUN, SETTINGS, StopAfter, run
@@ -161,3 +164,18 @@ def test_held_out_rows_and_dropout_have_no_part_in_training():
 def test_the_objectives_know_no_rows_at_all():
     for objective in OBJECTIVES.values():
         assert set(objective.counts([]).values()) <= {0}
+
+
+def test_a_checkpoint_whose_loss_is_not_finite_is_never_the_best():
+    log = [{"step": n, "eval/loss": loss} for n, loss in ((1, None), (2, 1.0), (3, None), (4, 0.5))]
+    assert best_steps("loss", log, 3) == [4, 2]
+    assert best_steps("accuracy", log[:1], 3) == []
+
+
+@pytest.mark.parametrize(("loss_type", "whole"), [("sigmoid", False), ("aot", True)])
+def test_held_out_rows_are_evaluated_no_more_at_a_time_than_a_step_takes(loss_type, whole):
+    rows, objective = make_rows("dpo", 7), make_objective(LossSettings(loss_type=(loss_type,)))
+    parts = plan(objective, rows, 3, Layout(0, 16, pack=32))
+    assert [sum(int((a.weight > 0).sum()) for _, a in part.batches) for part in parts] == [3, 3, 1]
+    assert [float(part.counts["pairs"]) for part in parts] == ([3, 3, 1] if whole else [7, 7, 7])
+    assert sum(part.weight for part in parts) == pytest.approx(1 if whole else 3)
