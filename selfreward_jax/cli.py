@@ -1,13 +1,14 @@
 """The command line: verbs and flags, and the one place where errors become one line and exit status 2."""
 
 import argparse
-import math
+import importlib
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from selfreward_jax.core.errors import UserError, did_you_mean
+from selfreward_jax.flags import GROUPS, VERBS
 
 EXAMPLES = """examples:
   selfreward run --config=configs/quickstart.py --workdir=runs/quickstart
@@ -22,116 +23,9 @@ where it stopped.
 """
 
 
-def _number(kind: Callable[[str], float], low: float, high: float = math.inf) -> Callable[[str], float]:
-    """A type of flag: a number from `low` to `high`."""
-
-    def parse(text: str) -> float:
-        value = kind(text)
-        if not low <= value <= high or value == math.inf:
-            bound = f"at least {low}" if high == math.inf else f"between {low} and {high}"
-            raise argparse.ArgumentTypeError(f"{text} must be {bound}")
-        return value
-
-    parse.__name__ = kind.__name__  # argparse names it where the text is no number at all
-    return parse
-
-
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
         raise UserError(f"{message}; see {self.prog} --help")
-
-
-def _run_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", default="", metavar="FILE", help="configuration (default: the one in the workdir)")
-    parser.add_argument("--workdir", required=True, metavar="DIR", help="the run's folder, local or gs://")
-    parser.add_argument(
-        "--resume", default="", choices=["", "force"], help="force: go on although the configuration has changed"
-    )
-
-
-def _dry_run_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--dry-run", action="store_true", help="print each array's shape, layout and bytes per device; compute nothing"
-    )
-
-
-def _sft_arguments(parser: argparse.ArgumentParser) -> None:
-    _run_arguments(parser)
-    _dry_run_argument(parser)
-
-
-def _dpo_arguments(parser: argparse.ArgumentParser) -> None:
-    _stage_arguments(parser)
-    _dry_run_argument(parser)
-
-
-def _stage_arguments(parser: argparse.ArgumentParser) -> None:
-    _run_arguments(parser)
-    parser.add_argument(
-        "--iteration", type=int, default=2, metavar="T", help="which model is in the making: 2 is M2, from M1 (default)"
-    )
-
-
-def _score_arguments(parser: argparse.ArgumentParser) -> None:
-    _model_arguments(parser)
-    parser.add_argument("--input", required=True, metavar="FILE", help="JSONL rows with `prompt` and `response`")
-    parser.add_argument("--output", required=True, metavar="FILE", help="JSONL rows `logp`, `tokens`, in order")
-    parser.add_argument("--raw", action="store_true", help="BOS + prompt + response + EOS, no chat template")
-    parser.add_argument("--rows", type=_number(int, 1), default=16, help="rows at a time (default 16)")
-    parser.add_argument(
-        "--reference", default="", metavar="DIR", help="adds `reference_logp` and the implicit `reward` against it"
-    )
-    parser.add_argument("--beta", type=_number(float, 0), default=0.1, help="of the implicit reward (default 0.1)")
-
-
-def _model_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, metavar="DIR", help="HF folder, .gguf, runs/x/m2, package:NAME")
-    _adapter_argument(parser)
-    parser.add_argument(
-        "--dtype", default="float32", choices=["float32", "bfloat16"], help="of the computation (default float32)"
-    )
-
-
-def _adapter_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--adapter", default="", metavar="DIR", help="a LoRA adapter of PEFT, merged into the model")
-
-
-def _export_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, metavar="DIR", help="a run's model (runs/x/m3), HF folder or .gguf")
-    _adapter_argument(parser)
-    parser.add_argument("--output", required=True, metavar="DIR", help="a new folder")
-    parser.add_argument(
-        "--adapter_only", action="store_true", help="of a model that LoRA made: what it learnt since M0, for PEFT"
-    )
-    parser.add_argument(
-        "--dtype", default="float32", choices=["float32", "bfloat16"], help="of the weights (default float32)"
-    )
-
-
-def _chat_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--workdir", default="", metavar="DIR", help="a run; its newest model is used")
-    parser.add_argument("--model", default="", metavar="DIR", help="or any model")
-    _adapter_argument(parser)
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="default float32")
-    parser.add_argument("--temperature", type=_number(float, 0), default=0.7, help="0 is greedy (default 0.7)")
-    parser.add_argument("--top_p", type=_number(float, 1e-6, 1), default=0.9, help="default 0.9")
-    parser.add_argument("--max_new_tokens", type=_number(int, 1), default=256, help="of an answer (default 256)")
-    parser.add_argument("--seed", type=int, default=0)
-
-
-# Verb: (one line of help, its arguments, the function in `verbs` that runs it).
-VERBS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
-    "run": ("the whole algorithm: M0 to M1 to ... to MT", _run_arguments),
-    "sft": ("M0 to M1: supervised fine-tuning on the seeds", _sft_arguments),
-    "prompts": ("new prompts for an iteration", _stage_arguments),
-    "respond": ("candidate answers to an iteration's prompts", _stage_arguments),
-    "judge": ("judgements of an iteration's answers", _stage_arguments),
-    "pairs": ("preference pairs from judged answers", _stage_arguments),
-    "dpo": ("preference training on an iteration's pairs", _dpo_arguments),
-    "score": ("log-probabilities of given responses", _score_arguments),
-    "export": ("a model as a Hugging Face folder", _export_arguments),
-    "chat": ("talk to a model in the terminal", _chat_arguments),
-}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -141,15 +35,42 @@ def parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for name, (summary, add_arguments) in VERBS.items():
-        sub = verbs.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
-        add_arguments(sub)
+    verbs = top.add_subparsers(metavar="VERB", required=True)
+    groups = {}
+    for group, summary in GROUPS.items():
+        made = verbs.add_parser(group, help=summary, description=_sentence(summary))
+        groups[group] = made.add_subparsers(metavar="WHAT", required=True)
+    for name, verb in VERBS.items():
+        group, _, word = name.rpartition(" ")
+        place = groups[group] if group else verbs
+        sub = place.add_parser(word, help=verb.summary, description=_sentence(verb.summary))
+        sub.set_defaults(verb=name)
+        verb.arguments(sub)
         if "--config=" in sub.format_usage().replace("--config FILE", "--config="):
             sub.epilog = (
                 "Change any field of the configuration with --config.FIELD=VALUE; configs/base.py has them all."
             )
     return top
+
+
+def _sentence(summary: str) -> str:
+    return summary[0].upper() + summary[1:] + "."
+
+
+def _check_word(arguments: list[str]) -> None:
+    """A word that is no verb, with the one that was meant; argparse would list them all."""
+    for depth, known in ((1, {name.split()[0] for name in VERBS}), (2, set(VERBS))):
+        words = arguments[:depth]
+        if len(words) < depth or words[-1].startswith("-") or (depth == 2 and words[0] not in GROUPS):
+            return
+        if (word := " ".join(words)) not in known:
+            raise UserError(f"{word}: no such verb.{did_you_mean(word, known)} See selfreward --help")
+
+
+def _function(name: str):
+    """What runs a verb."""
+    module, function = VERBS[name].function.split(":")
+    return getattr(importlib.import_module(f"selfreward_jax.verbs.{module}"), function)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -159,8 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from selfreward_jax.core.interrupt import Interrupted, on_signals
 
     try:
-        if arguments and not arguments[0].startswith("-") and arguments[0] not in VERBS:
-            raise UserError(f"{arguments[0]}: no such verb.{did_you_mean(arguments[0], VERBS)} See selfreward --help")
+        _check_word(arguments)
         options, rest = parser().parse_known_args(arguments)
         overrides = [a for a in rest if a.startswith("--config.")]
         for other in rest:
@@ -170,14 +90,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UserError(f"{overrides[0]}: selfreward {options.verb} takes no configuration.")
         # Else transformers says that there is no PyTorch, which nothing here needs.
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-        from selfreward_jax import verbs
         from selfreward_jax.core import hosts
         from selfreward_jax.engine.compiling import keep_compiled_programs
 
+        function = _function(options.verb)
         hosts.join()
         keep_compiled_programs()
         with on_signals() as interrupt:
-            getattr(verbs, options.verb)(options, overrides, interrupt)
+            function(options, overrides, interrupt)
         return watchdog.leave(0)
     except UserError as error:
         print(f"selfreward: {error}", file=sys.stderr)

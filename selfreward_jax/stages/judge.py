@@ -14,36 +14,36 @@ from selfreward_jax.engine.generate import Completion, Reading, Request
 from selfreward_jax.engine.sampling import SamplingSettings
 from selfreward_jax.methods.judging import JudgeTemplate, parse_score
 from selfreward_jax.methods.score_slot import LABEL, ScoreSlot, distribution, expected_score, likeliest_score
-from selfreward_jax.stages.run import ModelRef, Run
 from selfreward_jax.stages.sampling import report, sample_artefact, sampling_settings
+from selfreward_jax.stages.work import ModelRef, Work
 
 
 def judge(
-    run: Run, folder: str, model: ModelRef, prompts: Sequence[Prompt], responses: Sequence[Response]
+    work: Work, folder: str, model: ModelRef, prompts: Sequence[Prompt], responses: Sequence[Response]
 ) -> list[Judgement]:
     """Judges every answer `judge.samples` times, to `FOLDER/judgements.jsonl` in the answers' order.
 
     An answer whose judge prompt doesn't fit the model's context gets no judgement, and so can't be ranked.
     """
-    c = run.config.judge
+    c = work.config.judge
     template = JudgeTemplate(c.template)
     artefact = f"{folder}/judgements.jsonl"
     inputs = {
         "stage": "judge",
         "model": model.hash,
-        "chat": run.chat_hashes(),
+        "chat": work.chat_of(model).hashes,
         "responses": content_id([r.id for r in responses]),
         "template": content_id(template.text),
         "settings": c.to_dict(),
-        "generation": run.config.generation.to_dict(),
-        "seed": run.config.seed,
+        "generation": work.config.generation.to_dict(),
+        "seed": work.config.seed,
     }
-    title = f"{model.name.upper()} judgements"
-    if run.is_made(artefact, inputs):
-        run.skip(title)
-        return load_rows(run.root / artefact, Judgement)
+    title = f"{model.title} judgements"
+    if work.is_made(artefact, inputs):
+        work.skip(title)
+        return load_rows(work.root / artefact, Judgement)
 
-    chat, context = run.chat, run.context
+    chat, context = work.chat_of(model), work.context_of(model)
     asked = {p.id: p.messages for p in prompts}
     slot = None if c.method == "sampled" else ScoreSlot.of(chat)
     extra = slot.longest if slot else 0
@@ -51,16 +51,16 @@ def judge(
     if len(requests) < len(responses):
         say(f"{title}: {len(responses) - len(requests)} answers are too long to be judged in {context} tokens")
     if not requests:
-        run.write(artefact, inputs, "")
+        work.write(artefact, inputs, "")
     elif slot and not needs_sampling(c.method, c.rationale):
-        _read_artefact(run, artefact, inputs, model, requests, slot, title)
+        _read_artefact(work, artefact, inputs, model, requests, slot, title)
     else:
         to_row = functools.partial(judgement_row, model.hash, c.method)
         settings, reading = judge_sampling(sampling_settings(c), slot)
         sample_artefact(
-            run, artefact, inputs, model, requests, c.samples, settings, to_row, "response_id", title, reading
+            work, artefact, inputs, model, requests, c.samples, settings, to_row, "response_id", title, reading
         )
-    return load_rows(run.root / artefact, Judgement) if requests else []
+    return load_rows(work.root / artefact, Judgement) if requests else []
 
 
 def needs_sampling(method: str, rationale: bool) -> bool:
@@ -126,17 +126,17 @@ def slot_requests(requests: Sequence[Request], slot: ScoreSlot) -> list[Request]
 
 
 def _read_artefact(
-    run: Run, artefact: str, inputs: dict, model: ModelRef, requests: Sequence[Request], slot: ScoreSlot, title: str
+    work: Work, artefact: str, inputs: dict, model: ModelRef, requests: Sequence[Request], slot: ScoreSlot, title: str
 ) -> None:
     """One judgement an answer, read without sampling."""
     place = {r.id: n for n, r in enumerate(requests)}
-    with run.growing(artefact, inputs, title, len(requests)) as rows:
+    with work.growing(artefact, inputs, title, len(requests)) as rows:
         done = {row["response_id"] for row in rows.before}
         if len(done) < len(requests):
-            engine = run.engine(model)
+            engine = work.engine(model)
             before = dict(engine.counters)
             for request, logps in engine.read(slot_requests(requests, slot), slot.candidates, done=done):
-                row = read_row(model.hash, run.config.judge.method, request.id, 0, "", "read", logps)
+                row = read_row(model.hash, work.config.judge.method, request.id, 0, "", "read", logps)
                 rows.add(row, len(request.prompt_ids))
             report(title, engine, before)
-    run.finish(artefact, inputs, lambda row: place[row["response_id"]])
+    work.finish(artefact, inputs, lambda row: place[row["response_id"]])

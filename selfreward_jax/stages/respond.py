@@ -5,40 +5,40 @@ from collections.abc import Sequence
 
 from selfreward_jax.core.rows import Prompt, Response, content_id, load_rows
 from selfreward_jax.engine.generate import Completion, Request, check_requests
-from selfreward_jax.stages.run import ModelRef, Run
 from selfreward_jax.stages.sampling import sample_artefact, sampling_settings
+from selfreward_jax.stages.work import ModelRef, Work
 
 
-def respond(run: Run, folder: str, model: ModelRef, prompts: Sequence[Prompt]) -> list[Response]:
+def respond(work: Work, folder: str, model: ModelRef, prompts: Sequence[Prompt]) -> list[Response]:
     """Samples `respond.n` answers to every prompt, written to `FOLDER/responses.jsonl` in the prompts' order.
 
     Raises:
       UserError: a prompt is too long for the model's context.
     """
-    c = run.config.respond
+    c = work.config.respond
     artefact = f"{folder}/responses.jsonl"
     inputs = {
         "stage": "respond",
         "model": model.hash,
-        "chat": run.chat_hashes(),
+        "chat": work.chat_of(model).hashes,
         "prompts": content_id([p.id for p in prompts]),
         "settings": c.to_dict(),
-        "generation": run.config.generation.to_dict(),
-        "seed": run.config.seed,
+        "generation": work.config.generation.to_dict(),
+        "seed": work.config.seed,
     }
-    title = f"{model.name.upper()} answers"
-    if run.is_made(artefact, inputs):
-        run.skip(title)
-        return load_rows(run.root / artefact, Response)
+    title = f"{model.title} answers"
+    if work.is_made(artefact, inputs):
+        work.skip(title)
+        return load_rows(work.root / artefact, Response)
 
-    chat, context = run.chat, run.context
+    chat, context = work.chat_of(model), work.context_of(model)
     requests = [Request(p.id, tuple(chat.prompt_ids(p.messages))) for p in prompts]
     settings = sampling_settings(c)
     check_requests(requests, c.n, settings, context, "prompt")
 
     to_row = functools.partial(response_row, model.hash)
-    sample_artefact(run, artefact, inputs, model, requests, c.n, settings, to_row, "prompt_id", title)
-    return load_rows(run.root / artefact, Response)
+    sample_artefact(work, artefact, inputs, model, requests, c.n, settings, to_row, "prompt_id", title)
+    return load_rows(work.root / artefact, Response)
 
 
 def response_row(model_hash: str, x: Completion) -> Response:

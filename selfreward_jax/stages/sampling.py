@@ -1,4 +1,4 @@
-"""What `respond` and `judge` share: requests to a model of the run, sampled into an artefact as they finish."""
+"""What `respond` and `judge` share: requests to a model, sampled into an artefact as they finish."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from selfreward_jax.core.progress import say
 from selfreward_jax.engine.generate import Completion, Engine, Reading, Request
 from selfreward_jax.engine.sampling import SamplingSettings
-from selfreward_jax.stages.run import ModelRef, Run
+from selfreward_jax.stages.work import ModelRef, Work
 
 
 def sampling_settings(section, stop: tuple[str, ...] = ()) -> SamplingSettings:
@@ -23,7 +23,7 @@ def sampling_settings(section, stop: tuple[str, ...] = ()) -> SamplingSettings:
 
 
 def sample_artefact(
-    run: Run,
+    work: Work,
     artefact: str,
     inputs: dict[str, Any],
     ref: ModelRef,
@@ -41,18 +41,18 @@ def sample_artefact(
       identify: the field of a row that holds its request's id; `index` holds the sample's number.
     """
     place = {r.id: n for n, r in enumerate(requests)}
-    with run.growing(artefact, inputs, title, samples * len(requests)) as rows:
+    with work.growing(artefact, inputs, title, samples * len(requests)) as rows:
         done = {(row[identify], row["index"]) for row in rows.before}
         if len(done) < samples * len(requests):
-            engine = run.engine(ref)
+            engine = work.engine(ref)
             before = dict(engine.counters)
             purpose = f"{artefact}\0{ref.hash}"
             for made in engine.run(
-                requests, samples, settings, seed=run.config.seed, purpose=purpose, done=done, reading=reading
+                requests, samples, settings, seed=work.config.seed, purpose=purpose, done=done, reading=reading
             ):
                 rows.add(to_row(made), len(made.token_ids), slots_in_use(engine))
             report(title, engine, before)
-    run.finish(artefact, inputs, lambda row: (place[row[identify]], row["index"]))
+    work.finish(artefact, inputs, lambda row: (place[row[identify]], row["index"]))
 
 
 def slots_in_use(engine: Engine) -> str:

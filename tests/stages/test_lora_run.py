@@ -18,7 +18,7 @@ from selfreward_jax.llama.lora import LoraSettings
 from selfreward_jax.llama.peft import load_adapter
 from selfreward_jax.stages.run import Run
 from selfreward_jax.stages.training import training_inputs
-from selfreward_jax.verbs import newest_model
+from selfreward_jax.verbs.models import newest_model
 from tests import tiny
 
 pytestmark = pytest.mark.slow

@@ -1,0 +1,70 @@
+"""Where an evaluation works: a folder for its rows and results, and any models, each with its own tokenizer.
+
+The stages `respond` and `judge` work here as they do in a run: their rows are artefacts, so that an evaluation that
+was stopped goes on where it was, and one whose inputs have not changed is not done again.
+"""
+
+import json
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from selfreward_jax.core.errors import UserError
+from selfreward_jax.core.interrupt import Interrupt
+from selfreward_jax.core.tokens import Chat
+from selfreward_jax.llama.config import LlamaConfig
+from selfreward_jax.llama.load import MODEL_FILE, Model, load_chat, load_model
+from selfreward_jax.stages.folder import local_path
+from selfreward_jax.stages.work import ModelRef, Work
+
+
+class Desk(Work):
+    """A folder of evaluations."""
+
+    def __init__(self, root: epath.PathLike, config: ConfigDict, interrupt: Interrupt | None = None):
+        """Opens or begins one.
+
+        Args:
+          config: of `judge`, `respond`, `generation`, `mesh`, and `model.dtype`; `model.path` is not used.
+
+        Raises:
+          UserError: the folder holds other things.
+        """
+        path = local_path(root)
+        if path.exists() and (not path.is_dir() or any(path.iterdir())) and not (path / "manifest.jsonl").exists():
+            raise UserError(f"--output={path}: not empty and not an evaluation; choose a new folder.")
+        super().__init__(root, config, interrupt)
+        self._adapters: dict[str, str] = {}  # of a run's M0, by the path of what it is merged into
+        self._words: dict[str, tuple[LlamaConfig, Chat]] = {}
+
+    def ref(self, path: str) -> ModelRef:
+        """A model by its path: a Hugging Face folder, a .gguf file, `package:NAME` or a run's model.
+
+        Raises:
+          UserError: there is no such model.
+        """
+        facts = epath.Path(path) / MODEL_FILE
+        if "://" not in path and not path.startswith("package:") and facts.exists():
+            stored = json.loads(facts.read_text())
+            if "path" not in stored:  # M0's folder names its model, and holds no weights
+                return ModelRef(path, stored["hash"])
+            path = stored["path"]
+            self._adapters[path] = stored.get("adapter", "")
+        return ModelRef(path, self.load(ModelRef(path, "")).hash)
+
+    def words(self, ref: ModelRef) -> tuple[LlamaConfig, Chat]:
+        if ref.name not in self._words:
+            self._words[ref.name] = load_chat(ref.name)
+        return self._words[ref.name]
+
+    def _read(self, ref: ModelRef) -> Model:
+        c = self.config.model
+        return load_model(
+            ref.name,
+            mesh=self.mesh,
+            rules=self.rules,
+            dtype=c.dtype,
+            param_dtype=c.param_dtype,
+            adapter=self._adapters.get(ref.name, ""),
+            chat=self.words(ref),
+        )

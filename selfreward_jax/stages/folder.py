@@ -1,0 +1,154 @@
+"""A folder of artefacts: what was made there, from what, and what is still in the making.
+
+A run is such a folder, and so is an evaluation. An artefact exists whole or not at all; a stage whose artefact exists
+for the same inputs returns it.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from etils import epath
+
+from selfreward_jax import __version__
+from selfreward_jax.core import hosts
+from selfreward_jax.core.interrupt import Interrupt
+from selfreward_jax.core.progress import Meter, meter, say
+from selfreward_jax.core.rows import Row
+from selfreward_jax.core.store import Journal, Manifest, is_local, sha256_file, write_atomic
+
+# How often rows in the making go to disk, and to an object store, where each part is an upload.
+ROWS_PER_PART, SECONDS_PER_PART, SECONDS_PER_UPLOAD = 256, 2.0, 30.0
+
+
+class Growing:
+    """Rows of an artefact in the making.
+
+    Attributes:
+      before: rows that an earlier session made.
+    """
+
+    def __init__(self, journal: Journal, before: list[Row], progress: Meter, interrupt: Interrupt):
+        self.before = before
+        self._journal, self._progress, self._interrupt = journal, progress, interrupt
+        self._rows: list[Any] = []
+        self._flushed = time.monotonic()
+        self._seconds = SECONDS_PER_PART if is_local(journal.path) else SECONDS_PER_UPLOAD
+
+    def add(self, row: Any, tokens: int, note: str = "") -> None:
+        """Takes a row, which is on disk within a few seconds (half a minute on an object store).
+
+        Args:
+          tokens: what it cost.
+
+        Raises:
+          Interrupted: a stop was asked for; every row so far is kept.
+        """
+        self._rows.append(row)
+        self._progress.advance(1, tokens, note)
+        if len(self._rows) >= ROWS_PER_PART or time.monotonic() - self._flushed > self._seconds:
+            self.flush()
+        self._interrupt.check()
+
+    def flush(self) -> None:
+        if self._rows:
+            self._journal.append(self._rows)
+        self._rows, self._flushed = [], time.monotonic()
+
+
+class Folder:
+    """The bookkeeping that all stages share.
+
+    Attributes:
+      root: where everything lies.
+      interrupt: checked between rows, so that a stop loses nothing.
+      manifest: what was made, by what, from what.
+    """
+
+    def __init__(self, root: epath.PathLike, interrupt: Interrupt | None = None):
+        self.root = local_path(root)
+        self.interrupt = interrupt or Interrupt()
+        self.manifest = Manifest(self.root)
+
+    def hash_of(self, artefact: str) -> str:
+        """SHA-256 of an artefact's bytes, as recorded, else read."""
+        entry = self.manifest.entry(artefact)
+        return entry["sha256"] if entry and "sha256" in entry else sha256_file(self.root / artefact)
+
+    def record(self, artefact: str, inputs: dict[str, Any], **facts: Any) -> None:
+        path = self.root / artefact
+        hosts.wait(f"{artefact} is written")
+        self.manifest.record(
+            artefact, inputs, sha256=sha256_file(path), made_by=f"selfreward_jax {__version__}", **facts
+        )
+
+    def is_made(self, artefact: str, inputs: dict[str, Any]) -> bool:
+        """Whether an artefact is there already, made from exactly these inputs."""
+        return self.manifest.is_made(artefact, inputs)
+
+    def todo(
+        self, artefact: str, inputs: dict[str, Any], title: str, sizes: Sequence[int]
+    ) -> Iterator[tuple[int, Callable[[list[Any], int], None]]]:
+        """The parts of an artefact that are still to be made, with a progress bar over all of them.
+
+        Args:
+          sizes: rows of each part.
+
+        Yields:
+          The part's number, and a function that takes its rows and how many tokens they cost, and stores them.
+        """
+        journal = self.journal(artefact, inputs)
+        left = [n for n in range(len(sizes)) if not journal.has(n)]
+        hosts.wait(f"{artefact} is read")
+        with meter(title, sum(sizes), done=sum(sizes) - sum(sizes[n] for n in left)) as progress:
+            for n in left:
+                size = sizes[n]
+
+                def done(rows: list[Any], tokens: int, n: int = n, size: int = size) -> None:
+                    journal.write(n, rows)
+                    progress.advance(size, tokens)
+
+                yield n, done
+                self.interrupt.check()
+
+    @contextlib.contextmanager
+    def growing(self, artefact: str, inputs: dict[str, Any], title: str, total: int) -> Iterator["Growing"]:
+        """An artefact whose rows come one by one, with a progress bar; what has come is kept whatever happens."""
+        journal = self.journal(artefact, inputs)
+        before = [row for number in journal.numbers() for row in journal.rows(number)]
+        hosts.wait(f"{artefact} is read")
+        with meter(title, total, done=len(before)) as progress:
+            growing = Growing(journal, before, progress, self.interrupt)
+            try:
+                yield growing
+            finally:
+                growing.flush()
+
+    def journal(self, artefact: str, inputs: dict[str, Any]) -> Journal:
+        journal = Journal(self.root / artefact, inputs)
+        hosts.wait(f"{artefact} is claimed")
+        return journal
+
+    def finish(
+        self, artefact: str, inputs: dict[str, Any], order: Callable[[Row], Any] | None = None, **facts: Any
+    ) -> None:
+        """Joins an artefact's parts in the given order and records it."""
+        journal = self.journal(artefact, inputs)
+        journal.finish(order)
+        self.record(artefact, inputs, **facts)
+        journal.discard()
+
+    def write(self, artefact: str, inputs: dict[str, Any], text: str, **facts: Any) -> None:
+        """Writes an artefact that is made in one go."""
+        write_atomic(self.root / artefact, text)
+        self.record(artefact, inputs, **facts)
+
+    def skip(self, title: str) -> None:
+        say(f"{title}: done already")
+
+
+def local_path(path: epath.PathLike) -> epath.Path:
+    """A path as it will be found from any folder; one on an object store stays as it is."""
+    path = epath.Path(path)
+    return path.expanduser().resolve() if is_local(path) else path
