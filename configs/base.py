@@ -58,6 +58,8 @@ def get_config() -> ConfigDict:
 
     c.prompts = ConfigDict()
     c.prompts.source = "self_instruct"  # or a JSONL file with `prompt` (text or messages), split among iterations
+    c.prompts.seeds = ""  # demonstrations to draw from; "": seeds.ift (paper); or a JSONL file with `prompt`
+    c.prompts.template = ""  # what asks for a list of tasks: "": the package's text; or a text file
     c.prompts.generator = "base"  # "base": M0, the same in every iteration (paper); "current": the model in training
     c.prompts.count = 5000  # new prompts an iteration (not stated in the paper)
     c.prompts.demos_seed = 6  # demonstrations from the IFT seed (paper)
@@ -89,10 +91,14 @@ def get_config() -> ConfigDict:
 
     c.judge = ConfigDict()
     c.judge.template = ""  # "": the package's additive five points; or a text file with {{prompt}} and {{response}}
+    c.judge.by = "current"  # "current": M_t judges its own answers (paper); "m0", "m1": that one all
     c.judge.method = "sampled"  # how a score comes about:
     # "sampled": read from the judgement's text (paper); "completion": the model writes its reasons, then the most
     # probable score after `Score:` is taken, so every judgement has one; "expected": the mean of the model's
     # distribution over the scores 0 to 5 there
+    # "function": no model judges, judge.function gives the score
+    c.judge.function = ""  # module:name of a Python function; from a prompt's messages and an answer's text it gives
+    # a score from 0 to 5, or None for an answer that can't be judged
     c.judge.rationale = True  # "expected" alone: reasons before the score; without, one prefill and no sampling
     c.judge.samples = 3  # judgements a response, averaged (paper)
     c.judge.temperature = 0.7  # paper

@@ -101,6 +101,29 @@ def chat_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0)
 
 
+def sandbox_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", default="", metavar="FILE", help="of the runs (default: configs/sandbox.py)")
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="for worlds, runs and results")
+    parser.add_argument("--seeds", type=number(int, 1), default=1, metavar="N", help="runs from 0 to N - 1 (default 1)")
+    parser.add_argument(
+        "--reward", default="self", choices=["self", "frozen", "truth"],
+        help="self: every model judges its own answers (default); frozen: M1 judges all; truth: the true score",
+    )  # fmt: skip
+    share = number(float, 0, 1)
+    parser.add_argument(
+        "--answer_error", type=share, default=0.45, help="share of places where people's answers slip (default 0.45)"
+    )
+    parser.add_argument(
+        "--judge_noise", type=share, default=0.02, help="share of marks that people get wrong (default 0.02)"
+    )
+    parser.add_argument(
+        "--judge_bias", type=number(float, -5, 5), default=0.0,
+        help="points that people give for a flourish, which is worth nothing (default 0)",
+    )  # fmt: skip
+    parser.add_argument("--ift_rows", type=number(int, 1), default=3000, help="answers to learn from (default 3000)")
+    parser.add_argument("--eft_rows", type=number(int, 1), default=3000, help="judgements to learn from (default 3000)")
+
+
 @dataclasses.dataclass(frozen=True)
 class Verb:
     """What stands behind a word of the command line.
@@ -128,6 +151,7 @@ VERBS: dict[str, Verb] = {
     "dpo": Verb("preference training on an iteration's pairs", dpo_arguments, "runs:dpo"),
     "score": Verb("log-probabilities of given responses", score_arguments, "models:score"),
     "export": Verb("a model as a Hugging Face folder", export_arguments, "models:export"),
+    "sandbox": Verb("the loop in a made world where every true score is known", sandbox_arguments, "sandbox:sandbox"),
     "chat": Verb("talk to a model in the terminal", chat_arguments, "models:chat"),
 }
 

@@ -18,7 +18,7 @@ def self_reward(run: Run) -> ModelRef:
     for t in range(2, run.config.loop.iterations + 1):
         prompts = create_prompts(run, t, model)
         responses = respond(run, f"m{t}", model, prompts)
-        judgements = judge(run, f"m{t}", model, prompts, responses)
+        judgements = judge(run, f"m{t}", run.grader(model), prompts, responses)
         pairs = build_pairs(run, t, model, prompts, responses, judgements)
         model = preference_train(run, t, pairs)
     if run.config.loop.score_last:
@@ -33,4 +33,4 @@ def score_last(run: Run, model: ModelRef) -> None:
         return
     prompts = load_rows(run.root / f"m{t}" / "prompts.jsonl", Prompt)
     responses = respond(run, f"m{t}/eval", model, prompts)
-    judge(run, f"m{t}/eval", model, prompts, responses)
+    judge(run, f"m{t}/eval", run.grader(model), prompts, responses)

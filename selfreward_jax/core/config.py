@@ -24,7 +24,8 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "training.optimizer": ("adamw", "adafactor"),
     "training.moments_dtype": ("float32", "bfloat16", "int8"),
     "prompts.generator": ("base", "current"),
-    "judge.method": ("sampled", "completion", "expected"),
+    "judge.by": ("current", "m0", "m1"),
+    "judge.method": ("sampled", "completion", "expected", "function"),
     "generation.cache_dtype": ("", "float32", "bfloat16"),
     "respond.truncated": ("drop", "keep"),
     "pairs.rule": ("best_worst",),
@@ -181,6 +182,8 @@ def check(config: ConfigDict) -> None:
         raise UserError("config.prompts.min_words: more than prompts.max_words; no prompt could ever be kept.")
     if given["judge.min_parsed"] > given["judge.samples"]:
         raise UserError("config.judge.min_parsed: more than judge.samples; no response could ever be ranked.")
+    if (given["judge.method"] == "function") != bool(given["judge.function"]):
+        raise UserError("config.judge.function: goes with judge.method=function, and that with it.")
     if given["prompts.source"] != "self_instruct" and not given["prompts.source"]:
         raise UserError("config.prompts.source: empty; give self_instruct or a JSONL file.")
 

@@ -8,10 +8,11 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 
 from selfreward_jax.core.progress import say
-from selfreward_jax.core.rows import Judgement, Prompt, Response, content_id, load_rows
+from selfreward_jax.core.rows import Judgement, Prompt, Response, content_id, load_rows, to_line
 from selfreward_jax.core.tokens import Chat
 from selfreward_jax.engine.generate import Completion, Reading, Request
 from selfreward_jax.engine.sampling import SamplingSettings
+from selfreward_jax.methods.judge_function import JudgeFunction, checked_score, load_function, source_hash
 from selfreward_jax.methods.judging import JudgeTemplate, parse_score
 from selfreward_jax.methods.score_slot import LABEL, ScoreSlot, distribution, expected_score, likeliest_score
 from selfreward_jax.stages.sampling import report, sample_artefact, sampling_settings
@@ -38,10 +39,16 @@ def judge(
         "generation": work.config.generation.to_dict(),
         "seed": work.config.seed,
     }
+    function = load_function(c.function) if c.method == "function" else None
+    if function:
+        inputs["function"] = source_hash(function)
     title = f"{model.title} judgements"
     if work.is_made(artefact, inputs):
         work.skip(title)
         return load_rows(work.root / artefact, Judgement)
+
+    if function:
+        return _call_function(work, artefact, inputs, prompts, responses, function)
 
     chat, context = work.chat_of(model), work.context_of(model)
     asked = {p.id: p.messages for p in prompts}
@@ -65,7 +72,7 @@ def judge(
 
 def needs_sampling(method: str, rationale: bool) -> bool:
     """Whether a way of judging samples any text."""
-    return method != "expected" or rationale
+    return method != "function" and (method != "expected" or rationale)
 
 
 def scores_needed(section) -> int:
@@ -123,6 +130,26 @@ def read_row(
 def slot_requests(requests: Sequence[Request], slot: ScoreSlot) -> list[Request]:
     """Judge prompts that go on to where the score stands, with no reasons before it."""
     return [Request(r.id, (*r.prompt_ids, *slot.feed(""))) for r in requests]
+
+
+def _call_function(
+    work: Work,
+    artefact: str,
+    inputs: dict,
+    prompts: Sequence[Prompt],
+    responses: Sequence[Response],
+    function: JudgeFunction,
+) -> list[Judgement]:
+    """One judgement an answer, by a function instead of a model."""
+    asked = {p.id: p.messages for p in prompts}
+    rows = []
+    for r in responses:
+        score = checked_score(function, asked[r.prompt_id], r.text)
+        text = "no score" if score is None else f"{LABEL} {score:g}"
+        rows.append(Judgement(content_id(inputs["function"], r.id, text), r.id, 0, text, score, "function"))
+        work.interrupt.check()
+    work.write(artefact, inputs, "".join(map(to_line, rows)))
+    return rows
 
 
 def _read_artefact(

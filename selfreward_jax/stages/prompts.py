@@ -18,7 +18,7 @@ from selfreward_jax.methods.self_instruct import (
 )
 from selfreward_jax.stages.run import ModelRef, Run
 from selfreward_jax.stages.sampling import sampling_settings
-from selfreward_jax.stages.templates import packaged
+from selfreward_jax.stages.templates import packaged, read_text
 
 
 def create_prompts(run: Run, t: int, model: ModelRef) -> list[Prompt]:
@@ -48,9 +48,11 @@ def create_prompts(run: Run, t: int, model: ModelRef) -> list[Prompt]:
     inputs |= {
         "model": generator.hash,
         "ift": sha256_file(ift) if ift != "builtin" and exists(ift) else ift,
-        "template": content_id(packaged("self_instruct.txt")),
+        "template": content_id(_template(c.template)),
         "rows": run.config.generation.slots,
     }
+    if c.seeds:
+        inputs["seeds"] = sha256_file(c.seeds)
     if run.is_made(artefact, inputs):
         run.skip(f"M{t} prompts")
     else:
@@ -66,6 +68,8 @@ def check_prompt_file(run: Run) -> None:
     """
     c = run.config
     if c.prompts.source == "self_instruct":
+        _seeds(c.prompts.seeds, c.seeds.ift)
+        _template(c.prompts.template)
         return
     prompts = [p for t in range(2, c.loop.iterations + 1) for p in _from_file(run, t)]
     requests = [Request(repr(p.messages[-1]["content"][:60]), tuple(run.chat.prompt_ids(p.messages))) for p in prompts]
@@ -93,7 +97,7 @@ def _from_file(run: Run, t: int) -> list[Prompt]:
 def _self_instruct(run: Run, t: int, ref: ModelRef, artefact: str, inputs: dict, earlier: list[str]) -> None:
     """Rounds of one batch each: write candidates from fresh demonstrations, filter them one after another."""
     c = run.config.prompts
-    seeds = [d.messages[-1]["content"] for d in load_ift(run.config.seeds.ift)]
+    seeds = _seeds(c.seeds, run.config.seeds.ift)
     pool = [p.messages[-1]["content"] for path in earlier for p in load_rows(run.root / path, Prompt)]
     limits = FilterSettings(c.rouge_threshold, c.min_words, c.max_words, tuple(c.keywords))
     accept = PromptFilter(limits, [*seeds, *pool])
@@ -136,12 +140,24 @@ def _self_instruct(run: Run, t: int, ref: ModelRef, artefact: str, inputs: dict,
     journal.discard()
 
 
+def _seeds(path: str, ift: str) -> list[str]:
+    """The demonstrations that prompts are written after."""
+    if not path:
+        return [d.messages[-1]["content"] for d in load_ift(ift)]
+    return read_jsonl(path, lambda row: as_messages(row["prompt"])[-1]["content"], "rows with a prompt")
+
+
+def _template(path: str) -> str:
+    """What asks for a list of tasks."""
+    return (read_text(path, "config.prompts.template") if path else packaged("self_instruct.txt")).strip()
+
+
 def _candidates(
     run: Run, engine: Engine, t: int, number: int, seeds: list[str], pool: list[str], rows: int
 ) -> list[Row]:
     """One round's raw candidates, each from its own demonstrations."""
     c, model = run.config.prompts, engine.model
-    start = model.chat.prompt_ids([{"role": "user", "content": packaged("self_instruct.txt").strip()}])
+    start = model.chat.prompt_ids([{"role": "user", "content": _template(c.template)}])
     requests = []
     for n in range(rows):
         rng = random.Random(f"{run.config.seed}/{t}/{number}/{n}")

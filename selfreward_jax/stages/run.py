@@ -129,6 +129,10 @@ class Run(Work):
         """The frozen model of the preference training that makes M_t (paper: M_{t-1})."""
         return self.named(self.config.dpo.reference, t)
 
+    def grader(self, current: ModelRef) -> ModelRef:
+        """The model that judges: `current`, the one that answered (paper), unless `judge.by` names another."""
+        return current if self.config.judge.by == "current" else self.ref(self.config.judge.by)
+
     def named(self, choice: str, t: int) -> ModelRef:
         """`current` is M_{t-1}; `m0` and `m1` are what they say."""
         return self.ref(f"m{t - 1}" if choice == "current" else choice)

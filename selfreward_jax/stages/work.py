@@ -25,8 +25,9 @@ class ModelRef:
 
     @property
     def title(self) -> str:
-        """For people: M2 in a run, else the name."""
-        return self.name.upper() if self.name[:1] == "m" and self.name[1:].isdigit() else self.name
+        """For people: M2 in a run, else the end of its path."""
+        last = self.name.rstrip("/").rsplit("/", 1)[-1]
+        return last.upper() if last[:1] == "m" and last[1:].isdigit() else last
 
 
 class Work(Folder, abc.ABC):

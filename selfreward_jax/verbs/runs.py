@@ -102,7 +102,7 @@ def judge(options: argparse.Namespace, overrides: Overrides, interrupt: Interrup
     work = _open(options, overrides, interrupt)
     t = _iteration(options, work)
     rows = _rows(work, t, "prompts", Prompt), _rows(work, t, "responses", Response)
-    made = judge_stage.judge(work, f"m{t}", work.ref(f"m{t - 1}"), *rows)
+    made = judge_stage.judge(work, f"m{t}", work.grader(work.ref(f"m{t - 1}")), *rows)
     say(f"{len(made)} judgements lie in {work.root / f'm{t}' / 'judgements.jsonl'}")
 
 

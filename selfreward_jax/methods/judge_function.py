@@ -1,0 +1,65 @@
+"""A judge that is a Python function: for answers that can be checked, and for rewards of a user's own."""
+
+import hashlib
+import importlib
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any, cast
+
+from selfreward_jax.core.errors import UserError
+from selfreward_jax.methods.judging import MAX_SCORE
+
+Messages = tuple[dict[str, str], ...]
+JudgeFunction = Callable[[Messages, str], float | None]
+
+
+def load_function(name: str) -> JudgeFunction:
+    """The function of `judge.function`, `module:name`.
+
+    Args:
+      name: takes a prompt's messages and an answer's text, and gives a score from 0 to 5 or None.
+
+    Raises:
+      UserError: it can't be imported.
+    """
+    where = f"config.judge.function: {name}"
+    module, colon, attribute = name.partition(":")
+    if not (module and colon and attribute):
+        raise UserError(f"{where!r}: not understood; write module:name.")
+    try:
+        function: Any = getattr(importlib.import_module(module), attribute)
+    except ImportError as error:
+        raise UserError(f"{where}: can't be imported ({error}).") from None
+    except AttributeError:
+        raise UserError(f"{where}: the module {module} has no {attribute}.") from None
+    if not callable(function):
+        raise UserError(f"{where}: is no function.")
+    return cast(JudgeFunction, function)
+
+
+def source_hash(function: JudgeFunction) -> str:
+    """Of the file that the function stands in: another text, and its scores are made anew."""
+    try:
+        text = inspect.getsource(inspect.getmodule(function) or function)
+    except (OSError, TypeError):
+        text = repr(function)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def checked_score(function: JudgeFunction, prompt: Messages, response: str) -> float | None:
+    """The function's score of one answer.
+
+    Raises:
+      UserError: it gave something else than a number from 0 to 5 or None.
+    """
+    score: Any = function(prompt, response)
+    if score is None:
+        return None
+    try:
+        value = float(score)
+    except (TypeError, ValueError):
+        value = math.nan
+    if not 0 <= value <= MAX_SCORE:
+        raise UserError(f"config.judge.function: gave {score!r} for an answer; it must give 0 to 5 or None.")
+    return value
