@@ -30,8 +30,8 @@ def get_config() -> ConfigDict:
     c.respond.max_new_tokens = 16
     c.judge.max_new_tokens = 24
 
-    c.dpo.learning_rate = 1e-4
-    c.dpo.final_learning_rate = 1e-5
+    c.dpo.learning_rate = 3e-5
+    c.dpo.final_learning_rate = 3e-6
     c.dpo.batch_size = 16
     c.dpo.dropout = 0.0
     c.dpo.max_length = 64

@@ -114,7 +114,7 @@ def sandbox_arguments(parser: argparse.ArgumentParser) -> None:
         "--answer_error", type=share, default=0.45, help="share of places where people's answers slip (default 0.45)"
     )
     parser.add_argument(
-        "--judge_noise", type=share, default=0.02, help="share of marks that people get wrong (default 0.02)"
+        "--judge_noise", type=share, default=0.1, help="share of marks that people get wrong (default 0.1)"
     )
     parser.add_argument(
         "--judge_bias", type=number(float, -5, 5), default=0.0,

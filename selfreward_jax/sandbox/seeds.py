@@ -8,6 +8,8 @@ from collections.abc import Callable
 import jax
 from etils import epath
 
+from selfreward_jax.core.config import differences
+from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.rows import Row, to_line
 from selfreward_jax.core.store import write_atomic
 from selfreward_jax.llama import hf
@@ -42,7 +44,7 @@ class WorldSettings:
     list_rows: int = 100
     held_out: int = 200
     answer_error: float = 0.45
-    judge_noise: float = 0.02
+    judge_noise: float = 0.1
     judge_bias: float = 0.0
     hidden: int = 128
     layers: int = 4
@@ -54,10 +56,15 @@ def make_world(folder: epath.Path, settings: WorldSettings, seed: int) -> None:
     `tasks.jsonl` holds the tasks of `ift.jsonl`, `held_out.jsonl` those that models are measured on, and `judged.jsonl`
     given answers with their true scores, on which judges are. All tasks are different ones. The same settings and seed
     give the same files.
+
+    Raises:
+      UserError: the folder holds another world.
     """
     marker = folder / "world.json"
-    facts = json.dumps({"seed": seed, **dataclasses.asdict(settings)}, indent=2) + "\n"
-    if marker.exists() and marker.read_text() == facts:
+    facts = {"seed": seed, **dataclasses.asdict(settings)}
+    if marker.exists():
+        if changed := differences(json.loads(marker.read_text()), facts):
+            raise UserError(f"{folder}: begun with another world ({'; '.join(changed)}); choose a new folder.")
         return
     rng = random.Random(seed)
     draw = _different_tasks(rng)
@@ -75,7 +82,7 @@ def make_world(folder: epath.Path, settings: WorldSettings, seed: int) -> None:
     write_atomic(folder / "judge.txt", JUDGE_TEMPLATE + "\n")
     write_atomic(folder / "prompts.txt", PROMPT_TEMPLATE + "\n")
     make_model(folder / "model", settings, seed)
-    write_atomic(marker, facts)
+    write_atomic(marker, json.dumps(facts, indent=2) + "\n")
 
 
 def _different_tasks(rng: random.Random) -> Callable[[], Task]:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Sequence
+from importlib import resources
 from typing import Any
 
 from etils import epath
@@ -17,6 +18,7 @@ from selfreward_jax.evals.statistics import Interval, mean_interval
 from selfreward_jax.loop import self_reward
 from selfreward_jax.sandbox.measure import NUMBERS, Measured, measure
 from selfreward_jax.sandbox.seeds import WorldSettings, make_world
+from selfreward_jax.stages.folder import local_path
 from selfreward_jax.stages.run import Run
 
 # Who rewards: the fields of the configuration that say so.
@@ -42,10 +44,30 @@ class Study:
     gain: dict[str, Interval]
 
 
+def default_config() -> str:
+    """The path of configs/sandbox.py, wherever the package is."""
+    return str(resources.files("selfreward_jax") / "configs" / "sandbox.py")
+
+
 def study(
-    root: epath.Path, config: Any, world: WorldSettings, reward: str, seeds: Sequence[int], interrupt: Interrupt
+    workdir: epath.PathLike,
+    config: Any,
+    world: WorldSettings,
+    reward: str,
+    seeds: Sequence[int],
+    interrupt: Interrupt | None = None,
 ) -> Study:
-    """Runs what has not been run yet; a study that was stopped goes on."""
+    """Runs what has not been run yet; a study that was stopped goes on.
+
+    Args:
+      config: of the runs; the world's files, the seed and the judge are filled in.
+      reward: one of `REWARDS`.
+
+    Raises:
+      UserError: the folder was begun with another world, reward or configuration.
+    """
+    root = local_path(workdir)
+    interrupt = interrupt or Interrupt()
     made = []
     for n, seed in enumerate(seeds, 1):
         say(f"seed {seed} ({n} of {len(seeds)})")

@@ -9,8 +9,8 @@ from selfreward_jax.evals.statistics import mean_interval
 from selfreward_jax.sandbox.measure import NUMBERS, pairwise_accuracy
 from selfreward_jax.sandbox.measure import summarise as summarise_model
 from selfreward_jax.sandbox.study import summarise
+from selfreward_jax.sandbox.table import table, verdicts
 from selfreward_jax.sandbox.world import Task
-from selfreward_jax.verbs.sandbox import table, verdicts
 
 TASKS = {"p": Task("copy", "abcde"), "q": Task("next", "abcde")}
 
