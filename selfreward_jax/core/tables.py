@@ -35,7 +35,8 @@ def read_table(spec: str, parse: Callable[[Row, str], T], what: str) -> list[T]:
     path = epath.Path(spec)
     if not path.is_dir():
         return _read_file(path, parse, what)
-    files = sorted(p for p in path.rglob("*") if p.name.endswith(ENDINGS) and not p.name.startswith("."))
+    inside = (p for depth in ("*", "*/*", "*/*/*") for p in path.glob(depth))
+    files = sorted(p for p in inside if p.name.endswith(ENDINGS) and not p.name.startswith("."))
     if not files:
         raise UserError(f"{path}: no {', '.join(ENDINGS)} file in this folder; it should hold {what}.")
     return [row for file in files for row in _read_file(file, parse, what)]

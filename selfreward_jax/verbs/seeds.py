@@ -65,6 +65,8 @@ def seeds(options: argparse.Namespace, overrides: Overrides, interrupt: Interrup
         desk.write("ift.jsonl", {"stage": "seeds", **asked}, to_lines(rows))
     for name, part in (("train", split.eft), ("validation", split.held_out)):
         desk.write(f"ranked_{name}.jsonl", {"stage": "seeds", **asked}, to_lines([_ranked(r, name) for r in part]))
+    if others := sum(r.key in taken for r in ranked):
+        steps.append(Step("in --ift or --exclude", "prompts", others, len(ranked) - others))
     counts: dict[str, Any] = {"read": _as_rows(steps), "sets": _sizes(split)}
     made: dict[str, EftSet] = {}
     if ref:
@@ -209,6 +211,11 @@ def _show(
     table.add_column("left", justify="right")
     table.add_column("")
     _lines(table, "the data", steps)
+    sizes = _sizes(split)
+    table.add_section()
+    table.add_row("[bold]the sets[/bold]", "", "", "")
+    for name, what in (("ift", "IFT"), ("eft", "EFT"), ("held_out", "held out")):
+        table.add_row(f"  {what}", "", str(sizes[name]["prompts"]), "prompts")
     for name, x in made.items():
         _lines(table, "EFT" if name == "train" else "EFT, validation", x.steps)
     console.print(table)
@@ -220,7 +227,6 @@ def _show(
             hists = (x.facts[key] for key in ("score_hist_judged", "score_hist_agreeing", "score_hist"))
             shown = " → ".join("/".join(map(str, h)) for h in hists)
             console.print(f"  scores 0/1/2/3/4/5, judged → agreeing → kept: {shown}")
-    sizes = _sizes(split)
     files: list[tuple[str, str]] = []
     if ift_rows:
         files.append(("ift.jsonl", f"{sizes['ift']['prompts']} demonstrations"))
