@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from selfreward_jax.core.errors import UserError, did_you_mean
+from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.rows import Row, as_messages, content_id, group_by, last_request
 from selfreward_jax.core.tables import read_table
 
@@ -121,7 +121,7 @@ def load_ranked(specs: Sequence[str], lang: str) -> tuple[list[Ranked], list[Ste
     if not kept:
         found = collections.Counter(row.lang for row in given if row.lang)
         shown = ", ".join(f"{name} ({count})" for name, count in found.most_common(12))
-        raise UserError(f"--lang={lang}: {where} has no prompt in it;{did_you_mean(lang, found)} it has {shown}.")
+        raise UserError(f"--lang={lang}: {where} has no prompt in it; there are {shown}.")
     _left_out(steps, "in other languages", "prompts", given, kept)
     made = list(_merge(kept))
     _left_out(steps, "the same as another", "prompts", kept, made)

@@ -147,6 +147,8 @@ def build_eft(
     left_out = [rows[i] for i in sorted(set(range(len(rows))) - {order[i] for i in kept})]
     dropped += [{"prompt_id": row["prompt_id"], "reason": "score_too_frequent", **row} for row in left_out]
     facts = {
+        "comparable": useful,
+        "agreeing": useful - disagreeing,
         "agreement": (useful - disagreeing) / useful if useful else None,
         "agreement_by_chance": math.fsum(chances) / len(chances) if chances else None,
         "score_hist_judged": _histogram([j.score for j in judgements if j.score is not None]),

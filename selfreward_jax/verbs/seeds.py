@@ -38,7 +38,7 @@ def seeds(options: argparse.Namespace, overrides: Overrides, interrupt: Interrup
         )
     JudgeTemplate(config.judge.template)
     if options.ift and options.ift_rows:
-        raise UserError("--ift_rows: with --ift=FILE the demonstrations are given, and none are made; leave one out.")
+        raise UserError("--ift_rows: with --ift the demonstrations are given, and none are made; leave one out.")
     ift_rows = 0 if options.ift else 3200 if options.ift_rows is None else options.ift_rows
     ranked, steps = load_ranked(options.data, options.lang)
     taken = {prompt_key(d.messages) for spec in options.ift for d in load_ift(spec)}
@@ -223,7 +223,8 @@ def _show(
         rate, chance = x.facts["agreement"], x.facts["agreement_by_chance"]
         if rate is not None:
             title = "EFT" if name == "train" else "EFT, validation"
-            console.print(f"{title}: {rate:.0%} of the prompts agree with people; by chance {chance:.0%} would")
+            share = f"{x.facts['agreeing']} of {x.facts['comparable']} prompts ({rate:.0%})"
+            console.print(f"{title}: {share} agree with people; by chance {chance:.0%} would")
             hists = (x.facts[key] for key in ("score_hist_judged", "score_hist_agreeing", "score_hist"))
             shown = " → ".join("/".join(map(str, h)) for h in hists)
             console.print(f"  scores 0/1/2/3/4/5, judged → agreeing → kept: {shown}")
@@ -236,6 +237,11 @@ def _show(
     for name, part in (("ranked_train.jsonl", "eft"), ("ranked_validation.jsonl", "held_out")):
         files.append((name, "{prompts} prompts, {answers} ranked answers".format(**sizes[part])))
     files.append(("counts.json", "the table"))
+    if "train" in made and (short := options.eft_rows - len(made["train"].rows)) > 0:
+        console.print(
+            f"{short} of {options.eft_rows} EFT rows are missing; more judgements (--config.judge.samples) give more,"
+            " and where few have a score, --config.judge.method=completion; each in a new folder"
+        )
     for name, what in files:
         console.print(f"  {root / name}: {what}")
     console.print("\n".join(_next(root, options, ift_rows, bool(made))))

@@ -227,9 +227,7 @@ def test_what_can_not_be_used_is_one_line(rows, reason, tmp_path):
 
 def test_an_unknown_language_is_answered_with_those_there_are(tmp_path):
     path = write(tmp_path / "m.jsonl", MESSAGES)
-    assert (
-        refusal(path, lang="eng") == f"--lang=eng: {path} has no prompt in it; Did you mean en? it has en (4), de (1)."
-    )
+    assert refusal(path, lang="eng") == f"--lang=eng: {path} has no prompt in it; there are en (4), de (1)."
 
 
 @pytest.mark.parametrize(
