@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from selfreward_jax.core.ranked import load_ranked, prompt_key
 from selfreward_jax.core.rows import as_messages
 from selfreward_jax.core.seeds import load_eft, load_ift
 from selfreward_jax.methods.judging import JudgeTemplate, parse_score
+from selfreward_jax.stages import eft
 from tests import tiny
 
 REAL = tiny.ROOT.parent / "shared" / "data"
@@ -71,6 +73,23 @@ def test_without_a_judge_the_sets_are_made_and_the_next_command_is_told(capsys, 
     assert "selfreward sft" in shown and f"--config.seeds.ift={out / 'ift.jsonl'} --config.seeds.eft=" in shown
     counts = json.loads((out / "counts.json").read_text())
     assert counts["sets"]["eft"] == {"prompts": 5, "answers": 15}
+
+
+def test_open_assistants_messages_make_the_same_sets_as_rows_of_their_answers(tmp_path):
+    rows = ranked_rows(12)
+    messages = []
+    for n, row in enumerate(rows):
+        ask = {"message_id": f"{n}", "parent_id": None, "role": "prompter", "lang": "en", "rank": None}
+        messages.append(ask | {"text": row["prompt"]})
+        for r in row["responses"]:
+            reply = {"message_id": f"{n}/{r['rank']}", "parent_id": f"{n}", "role": "assistant"}
+            messages.append(ask | reply | r)
+    more = ("--ift_rows=4", "--eft_rows=6", "--eft_validation_rows=6")
+    for name, content in (("rows", rows), ("messages", messages)):
+        assert cli.main(words(tiny.write_jsonl(tmp_path / f"{name}.jsonl", content), tmp_path / name, *more)) == 0
+    for name in ("ift", "ranked_train", "ranked_validation"):
+        one, other = ((tmp_path / made / f"{name}.jsonl").read_bytes() for made in ("rows", "messages"))
+        assert one == other and one
 
 
 def test_what_is_held_out_can_be_read_as_ranked_answers(tmp_path):
@@ -167,11 +186,24 @@ def test_training_and_validation_have_no_prompt_in_common(made):
 
 
 @pytest.mark.slow
-def test_another_filter_does_not_judge_again_and_nothing_else_is_made_anew(made, data, run, ranked_file, capsys):
+def test_the_same_command_again_changes_nothing(made, data, run, ranked_file, capsys):
     before = tiny.snapshot(made)
     assert cli.main(judged(data, run, ranked_file, made)) == 0
     assert "done already" in capsys.readouterr().err
     assert tiny.snapshot(made) == before
+
+
+@pytest.mark.slow
+def test_another_filter_chooses_among_the_same_judgements(made, data, run, ranked_file, tmp_path):
+    copy = shutil.copytree(made, tmp_path / "out")
+    assert cli.main(judged(data, run, ranked_file, copy, "--min_gap=5")) == 0
+    rows = tiny.read_jsonl(copy / "eft.jsonl") if (copy / "eft.jsonl").read_text() else []
+    assert {row["score"] for row in rows} <= {0.0, 5.0}
+    assert len(rows) < len(tiny.read_jsonl(made / "eft.jsonl"))
+    judged_before, judged_after = (
+        {n: b for n, b in tiny.snapshot(folder).items() if n.startswith("judged_")} for folder in (made, copy)
+    )
+    assert judged_before == judged_after
 
 
 @pytest.mark.slow
@@ -211,12 +243,18 @@ def test_another_request_does_not_take_the_place_of_what_is_there(change, what, 
 
 
 @pytest.mark.slow
-def test_a_judge_that_never_gives_a_score_stops_with_its_first_outputs(data, ranked_file, tmp_path, capsys):
+@pytest.mark.parametrize(("first", "judgements"), [(32, 96), (4, 16)])
+def test_a_judge_that_never_gives_a_score_stops_with_its_first_outputs(
+    first, judgements, data, ranked_file, tmp_path, capsys, monkeypatch
+):
+    """Where many answers are to be judged, it stops after the first of them."""
+    monkeypatch.setattr(eft, "PROBE", first)
     words = judged(data, Path("none"), ranked_file, tmp_path / "out")
     words[3] = f"--model={data / 'model'}"  # random
     assert cli.main(words) == 2
     lines = capsys.readouterr().err.splitlines()
-    assert re.match(r"selfreward: .*model: none of its 96 judgements has a score to read, \d+ were cut", lines[-1])
+    said = rf"selfreward: .*model: none of its {judgements} judgements has a score to read, \d+ were cut"
+    assert re.match(said, lines[-1])
     assert [line[:11] for line in lines if line.startswith("judgement ")] == [f"judgement {n}" for n in (1, 2, 3)]
     assert not (tmp_path / "out" / "eft.jsonl").exists()
 
