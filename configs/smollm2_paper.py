@@ -23,7 +23,6 @@ def get_config() -> ConfigDict:
     c.prompts.count = 5000  # so that ties, cut answers and too few scores leave some 4,000 pairs
     c.prompts.growth = 1.75
     c.respond.max_new_tokens = 512
-    c.judge.max_new_tokens = 160
 
     c.dpo.learning_rate = 5e-6
     c.dpo.final_learning_rate = 5e-7

@@ -35,14 +35,14 @@ prompts=()
 case "${ROWS:-paper}" in
   paper) ;;
   tiny)
-    sets=(--eft_rows=12 --eft_validation_rows=4 --eft_prompts=6 --max_share=1)
+    sets=(--eft_rows=12 --eft_validation_rows=4 --eft_prompts=6 --max_share=1 --min_gap=0 --min_words=1)
     measured=(--max_prompts=4)
     prompts=(--max_prompts=3)
     config+=(
       --config.model.dtype=float32 --config.mesh.fsdp=1 --config.seeds.max_rows=8
       --config.sft.batch_size=4 --config.sft.epochs=1 --config.sft.max_length=512 --config.sft.warmup_steps=1
       --config.prompts.count=4 --config.prompts.max_new_tokens=32 --config.respond.max_new_tokens=24
-      --config.respond.truncated=keep --config.judge.max_new_tokens=24 --config.judge.min_parsed=1
+      --config.respond.truncated=keep --config.judge.max_new_tokens=64 --config.judge.min_parsed=1
       --config.dpo.batch_size=2 --config.dpo.max_length=512 --config.checkpoint.held_out=0
       --config.checkpoint.choose=last --config.generation.slots=16 --config.training.length_bucket=64
     )

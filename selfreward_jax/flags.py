@@ -133,7 +133,7 @@ def seeds_arguments(parser: argparse.ArgumentParser) -> None:
         help="points by which scores of differently ranked answers must differ (default 0.5); 0 lets ties pass",
     )
     parser.add_argument(
-        "--min_words", type=number(int, 0), default=5, help="of the reasons before a score, at least (default 5)"
+        "--min_words", type=number(int, 0), default=5, help="different ones in the reasons before a score (default 5)"
     )
     parser.add_argument(
         "--max_share", type=number(float, 0.01, 1), default=0.35, help="of any one score in a set (default 0.35)"

@@ -27,7 +27,7 @@ class EftRules:
 
     Attributes:
       min_gap: points by which the scores of differently ranked answers must differ at least.
-      min_words: of the reasons before a score.
+      min_words: different ones, of the reasons before a score.
       max_share: of any one score among the rows.
     """
 
@@ -147,6 +147,7 @@ def build_eft(
     left_out = [rows[i] for i in sorted(set(range(len(rows))) - {order[i] for i in kept})]
     dropped += [{"prompt_id": row["prompt_id"], "reason": "score_too_frequent", **row} for row in left_out]
     facts = {
+        "with_score": sum(j.score is not None for j in judgements) / max(len(judgements), 1),
         "comparable": useful,
         "agreeing": useful - disagreeing,
         "agreement": (useful - disagreeing) / useful if useful else None,
@@ -166,13 +167,23 @@ def _count_judgements(
     steps.append(Step("made", "judgements", 0, len(judgements)))
     scored = [j for j in judgements if j.score is not None]
     steps.append(Step("without a score", "judgements", len(judgements) - len(scored), len(scored)))
-    reasoned = sum(len(_opinions([j], rules)) for j in scored)
-    steps.append(Step("with too few reasons", "judgements", len(scored) - reasoned, reasoned))
+    whole = [j for j in scored if not _cut_short(j)]
+    if len(whole) < len(scored):
+        steps.append(Step("cut by the limit before the score", "judgements", len(scored) - len(whole), len(whole)))
+    reasoned = len(_opinions(whole, rules))
+    steps.append(Step("with too few reasons", "judgements", len(whole) - reasoned, reasoned))
+
+
+def _cut_short(j: Judgement) -> bool:
+    """Whether the reasons end in the midst. A score that was sampled has all its reasons before it."""
+    return j.score_probs is not None and j.stop_reason == "length"
 
 
 def _opinions(judgements: Sequence[Judgement], rules: EftRules) -> list[Opinion]:
-    made = [Opinion(reasons_before_score(j.text), j.score) for j in judgements if j.score is not None]
-    return [o for o in made if len(o.reasons.split()) >= rules.min_words]
+    whole = [j for j in judgements if not _cut_short(j)]
+    made = [Opinion(reasons_before_score(j.text), j.score) for j in whole if j.score is not None]
+    # Different ones: a judge that can't judge says the same word until it is cut.
+    return [o for o in made if len(set(o.reasons.casefold().split())) >= rules.min_words]
 
 
 def plain_prompt(prompt: Sequence[dict[str, str]]) -> str | list[dict[str, str]]:

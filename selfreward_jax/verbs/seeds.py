@@ -80,7 +80,7 @@ def seeds(options: argparse.Namespace, overrides: Overrides, interrupt: Interrup
         counts["eft"] = {name: {"steps": _as_rows(x.steps), **x.facts} for name, x in made.items()}
     desk.write("counts.json", {"stage": "seeds", **asked, **judging}, json.dumps(counts, indent=2) + "\n")
     if is_writer():
-        _show(desk.root, options, steps, split, ift_rows, made)
+        _show(desk.root, options, config, steps, split, ift_rows, made)
     if "train" in made and not made["train"].rows:
         raise UserError(
             f"{options.model}: none of its judgements agrees with the people's order, so {desk.root / 'eft.jsonl'} is"
@@ -197,6 +197,7 @@ def _as_rows(steps: Sequence[Step]) -> list[dict[str, Any]]:
 def _show(
     root: epath.Path,
     options: argparse.Namespace,
+    config: Any,
     steps: Sequence[Step],
     split: SeedSplit,
     ift_rows: int,
@@ -238,13 +239,18 @@ def _show(
         files.append((name, "{prompts} prompts, {answers} ranked answers".format(**sizes[part])))
     files.append(("counts.json", "the table"))
     if "train" in made and (short := options.eft_rows - len(made["train"].rows)) > 0:
-        console.print(
-            f"{short} of {options.eft_rows} EFT rows are missing; more judgements (--config.judge.samples) give more,"
-            " and where few have a score, --config.judge.method=completion; each in a new folder"
-        )
+        console.print(f"{short} of {options.eft_rows} EFT rows are missing; {_more(made['train'], config)}")
     for name, what in files:
         console.print(f"  {root / name}: {what}")
     console.print("\n".join(_next(root, options, ift_rows, bool(made))))
+
+
+def _more(made: EftSet, config: Any) -> str:
+    """What would help where there are too few rows."""
+    if made.facts["with_score"] < 0.5 and config.judge.method != "completion":
+        return "few judgements have a score: --config.judge.method=completion gives each one, in a new folder"
+    samples = config.judge.samples
+    return f"more judgements, such as --config.judge.samples={2 * samples}, in a new folder, or more prompts give more"
 
 
 def _lines(table: Table, title: str, steps: Sequence[Step]) -> None:
