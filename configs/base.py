@@ -61,7 +61,8 @@ def get_config() -> ConfigDict:
     c.prompts.seeds = ""  # demonstrations to draw from; "": seeds.ift (paper); or a JSONL file with `prompt`
     c.prompts.template = ""  # what asks for a list of tasks: "": the package's text; or a text file
     c.prompts.generator = "base"  # "base": M0, the same in every iteration (paper); "current": the model in training
-    c.prompts.count = 5000  # new prompts an iteration (not stated in the paper)
+    c.prompts.count = 5000  # new prompts for M2 (not stated in the paper)
+    c.prompts.growth = 1.0  # each later iteration's prompts, times those of the one before (paper's pairs: 1.75)
     c.prompts.demos_seed = 6  # demonstrations from the IFT seed (paper)
     c.prompts.demos_generated = 2  # demonstrations from prompts kept so far (paper)
     c.prompts.temperature = 0.6  # paper

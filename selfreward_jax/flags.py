@@ -124,6 +124,45 @@ def sandbox_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--eft_rows", type=number(int, 1), default=3000, help="judgements to learn from (default 3000)")
 
 
+def seeds_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--data",
+        required=True,
+        nargs="+",
+        metavar="FILE",
+        help="Open Assistant's messages, or rows with `prompt` and ranked `responses`: .jsonl, .jsonl.gz, .parquet, a"
+        " folder of these, or tfds:NAME/SPLIT",
+    )
+    parser.add_argument("--output", required=True, metavar="DIR", help="a new folder, or one to go on in")
+    parser.add_argument("--model", default="", metavar="DIR", help="who judges for EFT: SFT on IFT alone (paper)")
+    parser.add_argument("--config", default="", metavar="FILE", help="configuration (default: configs/base.py)")
+    parser.add_argument("--lang", default="en", help="language of prompts and answers (default en)")
+    parser.add_argument(
+        "--ift", default=[], nargs="+", metavar="FILE", help="demonstrations that there are already; none are made"
+    )
+    parser.add_argument(
+        "--exclude", default=[], nargs="+", metavar="FILE", help="rows whose `prompt` may be in none of the sets"
+    )
+    parser.add_argument("--ift_rows", type=number(int, 0), help="demonstrations (default 3200, as in the paper)")
+    parser.add_argument("--eft_rows", type=number(int, 0), default=1630, help="judgements (default 1630, paper)")
+    parser.add_argument(
+        "--eft_validation_rows", type=number(int, 0), default=541, help="judgements held out (default 541, paper)"
+    )
+    parser.add_argument("--eft_prompts", type=number(int, 0), default=0, help="prompts to judge at most (default all)")
+    parser.add_argument(
+        "--min_gap",
+        type=number(float, 0),
+        default=0.5,
+        help="points by which scores of differently ranked answers must differ (default 0.5); 0 lets ties pass",
+    )
+    parser.add_argument(
+        "--min_words", type=number(int, 0), default=5, help="different ones in the reasons before a score (default 5)"
+    )
+    parser.add_argument(
+        "--max_share", type=number(float, 0.01, 1), default=0.35, help="of any one score in a set (default 0.35)"
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Verb:
     """What stands behind a word of the command line.
@@ -149,6 +188,7 @@ VERBS: dict[str, Verb] = {
     "judge": Verb("judgements of an iteration's answers", stage_arguments, "runs:judge"),
     "pairs": Verb("preference pairs from judged answers", stage_arguments, "runs:pairs"),
     "dpo": Verb("preference training on an iteration's pairs", dpo_arguments, "runs:dpo"),
+    "seeds": Verb("the paper's seed sets from answers that people ranked", seeds_arguments, "seeds:seeds"),
     "score": Verb("log-probabilities of given responses", score_arguments, "models:score"),
     "export": Verb("a model as a Hugging Face folder", export_arguments, "models:export"),
     "sandbox": Verb("the loop in a made world where every true score is known", sandbox_arguments, "sandbox:sandbox"),

@@ -1,10 +1,16 @@
 """The scripts in launch/ that start processes: what they pass on, and how they end."""
 
+import json
+import os
 import signal
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
+from selfreward_jax import cli
+from selfreward_jax.core.config import load_config
 from tests import tiny
 
 POD = ["bash", str(tiny.ROOT / "launch" / "local_pod.sh")]
@@ -59,3 +65,70 @@ def test_what_is_not_understood_is_one_line(words, said):
     ended = pod(*words)
     assert ended.returncode == 2 and ended.stdout == ""
     assert ended.stderr == f"local_pod: {said}; usage: bash launch/local_pod.sh N [--devices M] COMMAND...\n"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The paper's recipe
+
+RECIPE = tiny.ROOT / "launch" / "smollm2_paper.sh"
+
+
+def recipe(folder: Path, *words: str, **variables: str) -> tuple[subprocess.CompletedProcess[str], list[list[str]]]:
+    """Runs the script with a `selfreward` that only writes down what it is asked."""
+    log = folder / "asked.jsonl"
+    (folder / "bin").mkdir()
+    fake = folder / "bin" / "selfreward"
+    fake.write_text(
+        f"#!{sys.executable}\nimport json, sys\nprint(json.dumps(sys.argv[1:]), file=open({str(log)!r}, 'a'))\n"
+    )
+    fake.chmod(0o755)
+    files = {name: str(folder / name) for name in ("RANKED", "IFT", "HELD_OUT")}
+    for path in files.values():
+        Path(path).touch()
+    path = f"{fake.parent}:{os.environ['PATH']}"
+    env = {**os.environ, "SELFREWARD_INSTALLED": "1", "RUNS": str(folder / "runs"), **files, **variables, "PATH": path}
+    ended = subprocess.run(["bash", str(RECIPE), *words], env=env, capture_output=True, text=True, timeout=60)
+    return ended, [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def verb(words: list[str]) -> str:
+    return " ".join(words[:2]) if words[0] in cli.GROUPS else words[0]
+
+
+@pytest.mark.parametrize("rows", ["paper", "tiny"])
+def test_the_recipe_asks_for_each_stage_in_words_that_are_understood(rows, tmp_path):
+    ended, asked = recipe(tmp_path, "--config.seed=3", ROWS=rows)
+    assert ended.returncode == 0, ended.stderr
+    assert [verb(words) for words in asked] == [
+        "seeds", "sft", "seeds", "run", "eval judge", "eval winrate", "report",
+    ]  # fmt: skip
+    for words in asked:
+        if verb(words) in cli.VERBS:
+            options, rest = cli.parser().parse_known_args(words)
+            assert all(word.startswith("--config.") for word in rest)
+            if getattr(options, "config", ""):
+                assert load_config(str(tiny.ROOT / options.config), rest).seed == 3
+
+
+def test_the_recipe_trains_the_judge_without_judgements_and_the_run_with_them(tmp_path):
+    _, asked = recipe(tmp_path)
+    seeds, runs = tmp_path / "runs" / "seeds", tmp_path / "runs"
+    assert "--config.seeds.eft=" in asked[1] and f"--model={runs / 'sft' / 'm1'}" in asked[2]
+    assert f"--config.seeds.eft={seeds / 'eft.jsonl'}" in asked[3]
+    assert f"--data={seeds / 'ranked_validation.jsonl'}" in asked[4]
+
+
+def test_without_demonstrations_those_of_the_ranked_answers_are_taken(tmp_path):
+    _, asked = recipe(tmp_path, IFT="")
+    made = f"--config.seeds.ift={tmp_path / 'runs' / 'seeds' / 'ift.jsonl'}"
+    assert "--ift" not in asked[0] and made in asked[1] and made in asked[3]
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [({"RANKED": "/no/where"}, "/no/where: no such file"), ({"ROWS": "few"}, "ROWS=few: paper or tiny")],
+)
+def test_a_wrong_variable_of_the_recipe_is_one_line(variables, said, tmp_path):
+    ended, asked = recipe(tmp_path, **variables)
+    assert ended.returncode == 2 and not asked
+    assert ended.stderr.startswith(f"smollm2_paper: {said}") and ended.stderr.count("\n") == 1

@@ -57,6 +57,7 @@ BOUNDS: Mapping[str, tuple[float | None, float | None]] = {
     "seeds.max_rows": (0, None),
     "loop.iterations": (1, None),
     "prompts.count": (1, None),
+    "prompts.growth": (1, None),
     "prompts.rouge_threshold": (0, 1),
     "prompts.min_words": (1, None),
     "prompts.max_words": (1, None),

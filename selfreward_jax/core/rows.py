@@ -5,8 +5,10 @@ TRL has one. A wrong row is reported with its file, line and reason.
 """
 
 import dataclasses
+import gzip
 import hashlib
 import json
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -100,7 +102,7 @@ def from_dict(kind: type[T], row: Row) -> T:
 
 
 def read_jsonl(path: epath.PathLike, parse: Callable[[Row], T] = lambda row: row, what: str = "rows") -> list[T]:
-    """Parses every non-empty line of a JSONL file.
+    """Parses every non-empty line of a JSONL file, which may be gzipped (`.gz`).
 
     Args:
       parse: from a JSON object to a row; raises `ValueError`, `KeyError` or `TypeError` for a bad one.
@@ -119,8 +121,14 @@ def read_jsonl(path: epath.PathLike, parse: Callable[[Row], T] = lambda row: row
 
 
 def _parse_lines(path: epath.Path, parse: Callable[[Row], T]) -> Iterator[T]:
+    data = path.read_bytes()
+    if path.suffix == ".gz":
+        try:
+            data = gzip.decompress(data)
+        except (OSError, EOFError, zlib.error) as error:
+            raise UserError(f"{path}: not a whole gzip file ({error}).") from None
     try:
-        text = path.read_bytes().decode("utf-8-sig")  # some editors begin a file with a byte order mark
+        text = data.decode("utf-8-sig")  # some editors begin a file with a byte order mark
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8.") from None
     for number, line in enumerate(text.split("\n"), 1):

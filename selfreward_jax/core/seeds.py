@@ -7,7 +7,7 @@ could be wrong with a row is found here, where its place is known.
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import resources
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from etils import epath
@@ -18,6 +18,8 @@ from selfreward_jax.core.rows import Row, as_messages, parse_row, read_jsonl
 Messages = tuple[dict[str, str], ...]
 
 TFDS = "tfds:"
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +71,7 @@ def load_eft(
 
 def _load(spec: str, builtin: str, parse: Callable[[Row], Demonstration]) -> list[Demonstration]:
     if spec.startswith(TFDS):
-        return _read_tfds(spec, parse)
+        return read_tfds(spec, parse, "demonstrations")
     if spec == "builtin":
         with resources.as_file(resources.files("selfreward_jax") / "seeds" / builtin) as path:
             return read_jsonl(path, parse, "demonstrations")
@@ -144,17 +146,22 @@ def _names(row: Row) -> str:
 # TensorFlow Datasets, read without TensorFlow
 
 
-def _read_tfds(spec: str, parse: Callable[[Row], Demonstration]) -> list[Demonstration]:
+def read_tfds(spec: str, parse: Callable[[Row], T], what: str) -> list[T]:
+    """Rows of `tfds:NAME/SPLIT`, parsed as `read_jsonl` parses those of a file.
+
+    Raises:
+      UserError: data that can't be read, or a wrong row, with its place.
+    """
     source = _open_tfds(spec)
     rows = [parse_row(row, lambda row: parse(_plain(row)), f"{spec}: row {n}") for n, row in enumerate(source, 1)]
     if not rows:
-        raise UserError(f"{spec}: the split is empty; it should hold demonstrations.")
+        raise UserError(f"{spec}: the split is empty; it should hold {what}.")
     return rows
 
 
 def _open_tfds(spec: str) -> Sequence[Row]:
     """Random access to a split of a data set that is already prepared on disk; nothing is downloaded."""
-    name, split, data_dir = _parse_tfds(spec)
+    name, split, data_dir = parse_tfds(spec)
     try:
         import tensorflow_datasets as tfds  # half a second that only those who use it should wait
         from tensorflow_datasets.core.constants import DATA_DIR
@@ -187,7 +194,7 @@ def _open_tfds(spec: str) -> Sequence[Row]:
         raise UserError(f"{spec}: TFDS can't read it ({_first_line(error)}).") from None
 
 
-def _parse_tfds(spec: str) -> tuple[str, str, str | None]:
+def parse_tfds(spec: str) -> tuple[str, str, str | None]:
     """Name, split and folder. A name may hold a configuration and a version: NAME/CONFIG:1.0.0."""
     path, _, option = spec.removeprefix(TFDS).partition("?")
     key, _, value = option.partition("=")

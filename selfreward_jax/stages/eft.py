@@ -1,0 +1,221 @@
+"""Evaluation following rows: a model judges ranked answers; what agrees with people's order is kept (paper §2.1)."""
+
+import collections
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from selfreward_jax.core.errors import UserError
+from selfreward_jax.core.progress import say
+from selfreward_jax.core.ranked import Answer, Ranked, Step
+from selfreward_jax.core.rows import Judgement, Prompt, Response, Row, content_id, group_by, to_line
+from selfreward_jax.methods.eft import agreeing_scores, balance, chance_agreement, score_bin
+from selfreward_jax.methods.judging import reasons_before_score
+from selfreward_jax.methods.score_slot import LABEL
+from selfreward_jax.stages.judge import judge
+from selfreward_jax.stages.work import ModelRef, Work
+
+# Answers that are judged first, where many are to be: a judge that never gives a score is known after these.
+PROBE = 32
+SHOWN = 3  # of the outputs of such a judge
+
+
+@dataclasses.dataclass(frozen=True)
+class EftRules:
+    """What is kept.
+
+    Attributes:
+      min_gap: points by which the scores of differently ranked answers must differ at least.
+      min_words: different ones, of the reasons before a score.
+      max_share: of any one score among the rows.
+    """
+
+    min_gap: float
+    min_words: int
+    max_share: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Opinion:
+    """A judgement that could be learnt from: its reasons, and its score."""
+
+    reasons: str
+    score: float
+
+    @property
+    def text(self) -> str:
+        return f"{self.reasons}\n{LABEL} {self.score:g}"
+
+
+@dataclasses.dataclass(frozen=True)
+class EftSet:
+    """Rows, what was left out and why, and in numbers how that came about."""
+
+    rows: list[Row]
+    dropped: list[Row]
+    steps: list[Step]
+    facts: dict[str, Any]
+
+
+def ranked_rows(ranked: Sequence[Ranked]) -> tuple[list[Prompt], list[Response]]:
+    """Prompts and their given answers as the stages know them."""
+    prompts = [Prompt(r.key, r.prompt, "ranked") for r in ranked]
+    responses = [
+        Response(content_id(r.key, a.text), r.key, n, (), a.text, "given", 0.0)
+        for r in ranked
+        for n, a in enumerate(r.answers)
+    ]
+    return prompts, responses
+
+
+def judge_ranked(work: Work, folder: str, ref: ModelRef, ranked: Sequence[Ranked]) -> list[Judgement]:
+    """Judges every answer, to `FOLDER/judgements.jsonl`.
+
+    Raises:
+      UserError: no judgement has a score; the first of them are shown.
+    """
+    prompts, responses = ranked_rows(ranked)
+    if len(responses) > 4 * PROBE:
+        _check_scores(work, ref, judge(work, f"{folder}/first", ref, prompts, responses[:PROBE]))
+    judgements = judge(work, folder, ref, prompts, responses)
+    _check_scores(work, ref, judgements)
+    return judgements
+
+
+def _check_scores(work: Work, ref: ModelRef, judgements: Sequence[Judgement]) -> None:
+    if any(j.score is not None for j in judgements):
+        return
+    for n, j in enumerate(judgements[:SHOWN], 1):
+        say(f"judgement {n} ({j.stop_reason}): {' '.join(j.text.split())[:400] or '(empty)'}")
+    cut = sum(j.stop_reason == "length" for j in judgements)
+    raise UserError(
+        f"{ref.name}: none of its {len(judgements)} judgements has a score to read, {cut} were cut by the limit of"
+        f" {work.config.judge.max_new_tokens} tokens (judge.max_new_tokens), so there is nothing to learn from; see the"
+        " first ones above, and try --config.judge.method=completion, which always has a score."
+        if judgements
+        else f"{ref.name}: every answer is too long to be judged in its context; there is nothing to learn from."
+    )
+
+
+def build_eft(
+    ranked: Sequence[Ranked], judgements: Sequence[Judgement], rules: EftRules, most: int, seed: int
+) -> EftSet:
+    """Chooses among the judgements of ranked answers.
+
+    An answer of which no judgement has a score and reasons is left out; a prompt of which then no two ranks are left,
+    or whose scores can't be put in the order of the ranks, gives no row at all.
+    """
+    by_response = group_by(judgements, lambda j: j.response_id)
+    steps: list[Step] = []
+    dropped: list[Row] = []
+    answers = sum(len(r.answers) for r in ranked)
+    steps.append(Step("to be judged", "answers", 0, answers))
+    _count_judgements(steps, judgements, answers - len(by_response), answers, rules)
+    useful = unclear = disagreeing = useful_answers = 0
+    chances: list[float] = []
+    rows: list[Row] = []
+    for r in ranked:
+        own = [(a, _opinions(by_response.get(content_id(r.key, a.text), ()), rules)) for a in r.answers]
+        told = [(a, opinions) for a, opinions in own if opinions]
+        useful_answers += len(told)
+        scores = [[o.score for o in opinions] for _, opinions in told]
+        ranks = [a.rank for a, _ in told]
+        if len(set(ranks)) < 2:
+            unclear += 1
+            dropped.append(_dropped(r, "too_few_judged", ranks, scores))
+            continue
+        useful += 1
+        chances.append(chance_agreement(ranks, scores, rules.min_gap, (seed, r.key)))
+        chosen = agreeing_scores(ranks, scores, rules.min_gap)
+        if chosen is None:
+            disagreeing += 1
+            dropped.append(_dropped(r, "order_disagrees", ranks, scores))
+            continue
+        rows += [_row(r, a, opinions[n]) for (a, opinions), n in zip(told, chosen, strict=True)]
+    if useful_answers < answers:
+        steps.append(Step("without a judgement to learn from", "answers", answers - useful_answers, useful_answers))
+    steps.append(Step("with fewer than two ranks judged", "prompts", unclear, useful))
+    steps.append(Step("scores not in the people's order", "prompts", disagreeing, useful - disagreeing))
+
+    order = sorted(range(len(rows)), key=lambda i: content_id(seed, rows[i]["id"]))
+    balanced = balance([rows[i]["score"] for i in order], rules.max_share, len(rows))
+    kept = balance([rows[i]["score"] for i in order], rules.max_share, most)
+    steps.append(Step("of scores too frequent", "rows", len(rows) - len(balanced), len(balanced)))
+    steps.append(Step("more than wanted", "rows", len(balanced) - len(kept), len(kept)))
+    chosen_rows = [rows[order[i]] for i in kept]
+    left_out = [rows[i] for i in sorted(set(range(len(rows))) - {order[i] for i in kept})]
+    dropped += [{"prompt_id": row["prompt_id"], "reason": "score_too_frequent", **row} for row in left_out]
+    facts = {
+        "with_score": sum(j.score is not None for j in judgements) / max(len(judgements), 1),
+        "comparable": useful,
+        "agreeing": useful - disagreeing,
+        "agreement": (useful - disagreeing) / useful if useful else None,
+        "agreement_by_chance": math.fsum(chances) / len(chances) if chances else None,
+        "score_hist_judged": _histogram([j.score for j in judgements if j.score is not None]),
+        "score_hist_agreeing": _histogram([row["score"] for row in rows]),
+        "score_hist": _histogram([row["score"] for row in chosen_rows]),
+    }
+    return EftSet(chosen_rows, dropped, steps, facts)
+
+
+def _count_judgements(
+    steps: list[Step], judgements: Sequence[Judgement], too_long: int, answers: int, rules: EftRules
+) -> None:
+    if too_long:
+        steps.append(Step("too long for the judge", "answers", too_long, answers - too_long))
+    steps.append(Step("made", "judgements", 0, len(judgements)))
+    scored = [j for j in judgements if j.score is not None]
+    steps.append(Step("without a score", "judgements", len(judgements) - len(scored), len(scored)))
+    whole = [j for j in scored if not _cut_short(j)]
+    if len(whole) < len(scored):
+        steps.append(Step("cut by the limit before the score", "judgements", len(scored) - len(whole), len(whole)))
+    reasoned = len(_opinions(whole, rules))
+    steps.append(Step("with too few reasons", "judgements", len(whole) - reasoned, reasoned))
+
+
+def _cut_short(j: Judgement) -> bool:
+    """Whether the reasons end in the midst. A score that was sampled has all its reasons before it."""
+    return j.score_probs is not None and j.stop_reason == "length"
+
+
+def _opinions(judgements: Sequence[Judgement], rules: EftRules) -> list[Opinion]:
+    whole = [j for j in judgements if not _cut_short(j)]
+    made = [Opinion(reasons_before_score(j.text), j.score) for j in whole if j.score is not None]
+    # Different ones: a judge that can't judge says the same word until it is cut.
+    return [o for o in made if len(set(o.reasons.casefold().split())) >= rules.min_words]
+
+
+def plain_prompt(prompt: Sequence[dict[str, str]]) -> str | list[dict[str, str]]:
+    """A single request as its text, a conversation as its messages."""
+    return prompt[0]["content"] if len(prompt) == 1 else list(prompt)
+
+
+def _row(r: Ranked, answer: Answer, opinion: Opinion) -> Row:
+    return {
+        "id": content_id(r.key, answer.text, opinion.text),
+        "prompt_id": r.key,
+        "prompt": plain_prompt(r.prompt),
+        "response": answer.text,
+        "judgement": opinion.text,
+        "score": opinion.score,
+        "rank": answer.rank,
+    }
+
+
+def _dropped(r: Ranked, reason: str, ranks: Sequence[float], scores: Sequence[Sequence[float]]) -> Row:
+    return {
+        "prompt_id": r.key,
+        "reason": reason,
+        "prompt": plain_prompt(r.prompt),
+        "judged": [{"rank": rank, "scores": own} for rank, own in zip(ranks, scores, strict=True)],
+    }
+
+
+def _histogram(scores: Sequence[float]) -> list[int]:
+    counts = collections.Counter(map(score_bin, scores))
+    return [counts[n] for n in range(6)]
+
+
+def to_lines(rows: Sequence[Row]) -> str:
+    return "".join(map(to_line, rows))
