@@ -215,28 +215,31 @@ class _Watch:
     """Ends the judging of a judge whose first judgements all have no score."""
 
     def __init__(self, name: str):
-        self.name, self.parsed, self.texts = name, False, []
+        self.name, self.parsed, self.rows = name, False, []
 
     def __call__(self, row: Row) -> None:
         self.parsed = self.parsed or row["score"] is not None
         if not self.parsed:
-            self.texts.append(row["text"])
-            if len(self.texts) >= GIVE_UP_AFTER:
-                raise _never_parses(self.name, self.texts)
+            self.rows.append(row)
+            if len(self.rows) >= GIVE_UP_AFTER:
+                raise _never_parses(self.name, self.rows)
 
 
 def _check_parsed(name: str, judgements: Sequence[Judgement]) -> None:
     if not judgements:
         raise UserError(f"eval judge: no answer fits the context of {name} together with what the judge is asked.")
     if all(j.score is None for j in judgements):
-        raise _never_parses(name, [j.text for j in judgements])
+        raise _never_parses(name, [dataclasses.asdict(j) for j in judgements])
 
 
-def _never_parses(name: str, texts: Sequence[str]) -> UserError:
-    shown = ", ".join(json.dumps(_shorten(text), ensure_ascii=False) for text in texts[:SHOWN])
+def _never_parses(name: str, rows: Sequence[Row]) -> UserError:
+    shown = ", ".join(json.dumps(_shorten(row["text"]), ensure_ascii=False) for row in rows[:SHOWN])
+    cut = sum(row["stop_reason"] == "length" for row in rows)
+    longer = f"; {cut} were cut by judge.max_new_tokens" if cut else ""
     return UserError(
-        f"eval judge: {name} gives no score in {len(texts)} judgements; they begin {shown}. Give it another template"
-        " (--config.judge.template=FILE), or read scores from its distribution (--config.judge.method=expected)."
+        f"eval judge: {name} gives no score in {len(rows)} judgements; they begin {shown}{longer}. Give it another"
+        " template (--config.judge.template=FILE), or read scores from its distribution"
+        " (--config.judge.method=expected)."
     )
 
 
