@@ -198,7 +198,7 @@ def judged_of(rows: Sequence[Row], full_scores: bool = True) -> list[Judged]:
     made = []
     for group in group_by(rows, lambda row: str(row.get("row", row["prompt"]))).values():
         judged = Judged(
-            group[0].get("prompt_id", group[0]["prompt"]),
+            str(group[0].get("prompt_id", group[0]["prompt"])),
             tuple(row["rank"] for row in group),
             tuple(row["score"] for row in group),
             tuple(len(row["response"]) for row in group),
