@@ -208,6 +208,12 @@ def test_rows_of_one_prompt_are_drawn_together():
     assert (many.value, many.low, many.high) == pytest.approx((once.value, once.low, once.high))
 
 
+def test_all_rows_of_one_prompt_count():
+    found = judge_metrics([row([0, 1], [2, 1], prompt="p"), row([0, 1], [1, 2], prompt="p")], resamples=10)
+    accuracy = found["metrics"]["pairwise_accuracy"]
+    assert (found["pairs"], accuracy.value, accuracy.low, accuracy.high) == (2, 0.5, 0.5, 0.5)
+
+
 def test_calibration_tells_what_people_thought_of_each_score():
     found = judge_metrics([row([0, 1, 2], [5, 4.4, None]), row([0, 1], [4, 4.6])], resamples=10)["calibration"]
     assert found == [{"score": 4, "n": 2, "mean_human": 0.75}, {"score": 5, "n": 2, "mean_human": 0.5}]
