@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 __all__ = [
     "LoraSettings",
-    "config", "dpo", "export", "generate", "judge", "load", "pairs", "run", "sample_rows", "score", "sft", "table",
+    "config", "dpo", "export", "generate", "judge", "judge_metrics", "load", "pairs", "run", "sample_rows",
+    "score", "sft", "table",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
         export,
         generate,
         judge,
+        judge_metrics,
         load,
         pairs,
         run,

@@ -22,6 +22,9 @@ from selfreward_jax.engine.compiling import keep_compiled_programs
 from selfreward_jax.engine.generate import Completion, Engine, EngineSettings, Reading, Request
 from selfreward_jax.engine.sampling import SamplingSettings
 from selfreward_jax.engine.score import implicit_reward, score_in_order
+from selfreward_jax.evals.judge_eval import judged_of
+from selfreward_jax.evals.judge_metrics import judge_metrics as measure_judge
+from selfreward_jax.evals.judge_metrics import to_json
 from selfreward_jax.llama import hf
 from selfreward_jax.llama.load import Model, load_model
 from selfreward_jax.llama.lora import LoraSettings
@@ -195,6 +198,23 @@ def score(
 
 def _example(model: Model, prompt: Any, response: str) -> Example:
     return Example(tuple(model.chat.prompt_ids(as_messages(prompt))), tuple(model.chat.response_ids(response)))
+
+
+def judge_metrics(rows: Sequence[Mapping[str, Any]], *, seed: int = 0) -> Row:
+    """How well scores agree with people's ranks, as `selfreward eval judge` measures it.
+
+    Args:
+      rows: one an answer: `prompt`, `response`, `rank` (lower is better), `score` (0 to 5, None where there is none);
+        such as `rows.jsonl` of an evaluation.
+      seed: of the intervals.
+    """
+    try:
+        judged = judged_of([dict(row) for row in rows])
+    except KeyError as error:
+        raise UserError(f"sr.judge_metrics: a row lacks the field {error}.") from None
+    if not judged:
+        raise UserError("sr.judge_metrics: no prompt has two answers of different ranks.")
+    return to_json(measure_judge(judged, seed=seed))
 
 
 def pairs(

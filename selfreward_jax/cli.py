@@ -14,6 +14,7 @@ EXAMPLES = """examples:
   selfreward run --config=configs/quickstart.py --workdir=runs/quickstart
   selfreward run --config=configs/llama3_8b.py --workdir=runs/8b --config.model.path=DIR --config.dpo.beta=0.2
   selfreward respond --config=configs/quickstart.py --workdir=runs/quickstart --iteration=2
+  selfreward eval judge --workdir=runs/quickstart --data=ranked.jsonl
   selfreward score --model=runs/quickstart/m3 --input=rows.jsonl --output=scored.jsonl
   selfreward export --model=runs/quickstart/m3 --output=my-model
   selfreward chat --workdir=runs/quickstart

@@ -163,6 +163,29 @@ def seeds_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def eval_judge_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workdir", default="", metavar="RUN", help="a run: each of its models M1 to MT is measured")
+    parser.add_argument(
+        "--model", action="append", default=[], metavar="DIR",
+        help="a model, as often as you like; with --workdir one of the run's, such as m0",
+    )  # fmt: skip
+    parser.add_argument(
+        "--data", required=True, metavar="FILE",
+        help="JSONL: prompt and responses with ranks; or chosen and rejected; or response_a, response_b and label",
+    )  # fmt: skip
+    parser.add_argument("--split", default="", help="only rows whose field split says so")
+    parser.add_argument(
+        "--max_prompts", type=number(int, 1), default=0, metavar="N", help="at most so many, drawn by the seed"
+    )
+    parser.add_argument("--output", default="", metavar="DIR", help="default: RUN/eval/judge/ and the data's name")
+    parser.add_argument("--config", default="", metavar="FILE", help="configuration (default: the run's, or base.py)")
+    parser.add_argument(
+        "--reward", default="judgement", choices=["judgement", "implicit"],
+        help="implicit: log-probability less that under --reference, no judgements (default judgement)",
+    )  # fmt: skip
+    parser.add_argument("--reference", default="", metavar="DIR", help="of the implicit reward; a model like --model")
+
+
 @dataclasses.dataclass(frozen=True)
 class Verb:
     """What stands behind a word of the command line.
@@ -193,6 +216,7 @@ VERBS: dict[str, Verb] = {
     "export": Verb("a model as a Hugging Face folder", export_arguments, "models:export"),
     "sandbox": Verb("the loop in a made world where every true score is known", sandbox_arguments, "sandbox:sandbox"),
     "chat": Verb("talk to a model in the terminal", chat_arguments, "models:chat"),
+    "eval judge": Verb("a judge's scores against the ranks that people gave", eval_judge_arguments, "evals:judge"),
 }
 
 # Group: one line of help.

@@ -362,3 +362,16 @@ def test_sample_rows_are_some_of_the_rows_chosen_by_the_seed():
     assert set(some) <= set(rows)
     assert some == sr.sample_rows(rows, 5, seed=1) != sr.sample_rows(rows, 5, seed=2)
     assert sorted(sr.sample_rows([1, 2], 5)) == [1, 2]
+
+
+def test_scores_are_measured_against_ranks_without_a_model():
+    rows = [
+        {"prompt": "p", "response": text, "rank": n, "score": s} for n, (text, s) in enumerate([("ab", 5), ("b", 1)])
+    ]
+    found = sr.judge_metrics(rows + [row | {"prompt": "q", "rank": 1 - row["rank"]} for row in rows])
+    assert found["metrics"]["pairwise_accuracy"]["value"] == 0.5
+    assert found["metrics"]["five_best"]["value"] == 0.5
+    with pytest.raises(UserError, match="lacks the field 'score'"):
+        sr.judge_metrics([{"prompt": "p", "response": "r", "rank": 0}])
+    with pytest.raises(UserError, match="no prompt has two answers of different ranks"):
+        sr.judge_metrics(rows[:1])

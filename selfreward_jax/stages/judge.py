@@ -8,7 +8,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 
 from selfreward_jax.core.progress import say
-from selfreward_jax.core.rows import Judgement, Prompt, Response, content_id, load_rows, to_line
+from selfreward_jax.core.rows import Judgement, Prompt, Response, Row, content_id, load_rows, to_line
 from selfreward_jax.core.tokens import Chat
 from selfreward_jax.engine.generate import Completion, Reading, Request
 from selfreward_jax.engine.sampling import SamplingSettings
@@ -20,11 +20,19 @@ from selfreward_jax.stages.work import ModelRef, Work
 
 
 def judge(
-    work: Work, folder: str, model: ModelRef, prompts: Sequence[Prompt], responses: Sequence[Response]
+    work: Work,
+    folder: str,
+    model: ModelRef,
+    prompts: Sequence[Prompt],
+    responses: Sequence[Response],
+    watch: Callable[[Row], None] = lambda row: None,
 ) -> list[Judgement]:
     """Judges every answer `judge.samples` times, to `FOLDER/judgements.jsonl` in the answers' order.
 
     An answer whose judge prompt doesn't fit the model's context gets no judgement, and so can't be ranked.
+
+    Args:
+      watch: sees every sampled judgement as it comes; may raise to end the work, which keeps what there is.
     """
     c = work.config.judge
     template = JudgeTemplate(c.template)
@@ -65,7 +73,7 @@ def judge(
         to_row = functools.partial(judgement_row, model.hash, c.method)
         settings, reading = judge_sampling(sampling_settings(c), slot)
         sample_artefact(
-            work, artefact, inputs, model, requests, c.samples, settings, to_row, "response_id", title, reading
+            work, artefact, inputs, model, requests, c.samples, settings, to_row, "response_id", title, reading, watch
         )
     return load_rows(work.root / artefact, Judgement) if requests else []
 

@@ -1,0 +1,99 @@
+"""Evaluations: `eval judge`."""
+
+import argparse
+import re
+from typing import Any
+
+from etils import epath
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from selfreward_jax.configs import base
+from selfreward_jax.core import hosts
+from selfreward_jax.core.config import load_config, override
+from selfreward_jax.core.errors import UserError
+from selfreward_jax.core.interrupt import Interrupt
+from selfreward_jax.core.progress import say
+from selfreward_jax.core.store import sha256_file
+from selfreward_jax.evals.desk import Desk
+from selfreward_jax.evals.human import HumanData, load_human
+from selfreward_jax.evals.judge_eval import Asked, Judge, evaluate_judges
+from selfreward_jax.evals.judge_table import judge_table
+from selfreward_jax.llama.load import MODEL_FILE
+from selfreward_jax.stages.folder import local_path
+from selfreward_jax.verbs.runs import Overrides, config_of_run
+
+
+def judge(options: argparse.Namespace, overrides: Overrides, interrupt: Interrupt) -> None:
+    if not options.workdir and not (options.model and options.output):
+        raise UserError("eval judge: give --workdir=RUN, or --model=DIR and --output=DIR.")
+    if bool(options.reference) != (options.reward == "implicit"):
+        raise UserError("eval judge: --reward=implicit and --reference=DIR go together.")
+    file = epath.Path(options.data)
+    config: Any = _config(options, overrides)
+    data = load_human(file, split=options.split, max_prompts=options.max_prompts, seed=config.seed)
+    _tell(data)
+    places = _places(options)  # before a folder is made
+    root = epath.Path(options.output) if options.output else _own_folder(options.workdir, file)
+    desk = Desk(root, config, interrupt)
+    reference = desk.ref(_place_of(options, options.reference)) if options.reference else None
+    judges = [Judge(name, folder, desk.ref(path)) for name, folder, path in places]
+    asked = Asked(options.data, sha256_file(file), options.split, options.max_prompts)
+    results = evaluate_judges(desk, judges, asked, data, reference)
+    if hosts.is_writer():
+        console = Console(highlight=False, soft_wrap=True)
+        if not console.is_terminal:
+            console.width = 160
+        console.print(judge_table(results))
+        say(f"results lie in {desk.root / 'summary.json'}; rows, judgements and result of each model beside it")
+
+
+def _config(options: argparse.Namespace, overrides: Overrides) -> ConfigDict:
+    """The given file's, the run's, or every default; with overrides."""
+    if options.workdir and not options.config:
+        return override(config_of_run(epath.Path(options.workdir)), overrides)
+    return load_config(options.config or str(base.__file__), overrides)
+
+
+def _own_folder(workdir: str, data: epath.Path) -> epath.Path:
+    return epath.Path(workdir) / "eval" / "judge" / data.stem
+
+
+def _places(options: argparse.Namespace) -> list[tuple[str, str, str]]:
+    """Name, folder and path of each model that is asked for."""
+    if not options.workdir:
+        return [(path, safe_name(path), path) for path in dict.fromkeys(options.model)]
+    root = local_path(options.workdir)
+    names = dict.fromkeys(options.model) or _models_of(root)
+    return [(name.upper(), name, _place_of(options, name)) for name in names]
+
+
+def _models_of(root: epath.Path) -> list[str]:
+    made = [p.name for p in root.glob("m*") if p.name[1:].isdigit() and p.name != "m0" and (p / MODEL_FILE).exists()]
+    if not made:
+        raise UserError(f"{root}: has no model yet; run it first, or give --model=m0.")
+    return sorted(made, key=lambda name: int(name[1:]))
+
+
+def _place_of(options: argparse.Namespace, name: str) -> str:
+    """A path, or in a run the name of one of its models."""
+    if not options.workdir:
+        return name
+    root = local_path(options.workdir)
+    if (root / name / MODEL_FILE).exists():
+        return str(root / name)
+    known = [p.name for p in root.glob("m*") if (p / MODEL_FILE).exists()]
+    raise UserError(f"{root}: has no model {name}; it has {', '.join(sorted(known)) or 'none yet'}.")
+
+
+def safe_name(path: str) -> str:
+    """A model's path as the name of one folder."""
+    return re.sub(r"[^\w.-]+", "-", path).strip("-.") or "model"
+
+
+def _tell(data: HumanData) -> None:
+    """A line on what is left out."""
+    left = [f"{data.equal_ranks} prompts whose answers all have the same rank"] * bool(data.equal_ranks)
+    left += [f"{data.single_answer} prompts with one answer"] * bool(data.single_answer)
+    if left:
+        say(f"eval judge: {' and '.join(left)} can't be measured and are left out")
