@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from selfreward_jax.configs import base
 from selfreward_jax.core.config import check, load_config
 from selfreward_jax.core.errors import UserError
+from selfreward_jax.core.hosts import is_writer
 from selfreward_jax.core.interrupt import Interrupt
 from selfreward_jax.core.progress import say
 from selfreward_jax.core.rows import Judgement, Pair, Prompt, Response, load_rows
@@ -56,7 +57,21 @@ def run(options: argparse.Namespace, overrides: Overrides, interrupt: Interrupt)
     rows = summary.summarise(work)
     if before == list(work.manifest.artefacts()):
         say("all is done already")
+    report_on(work)
     summary.show(work, rows)
+
+
+def report_on(work: Run) -> None:
+    """Makes the report of a run that has ended; if it can't be made, the run has ended all the same."""
+    from selfreward_jax.report.make import REPORT, write_report  # a second that only the end of a run should wait
+
+    if not is_writer():
+        return
+    try:
+        write_report(work.root, work.root / REPORT)
+    except Exception as error:
+        first = (str(error).splitlines() or [""])[0]
+        say(f"the report could not be made ({type(error).__name__}: {first}); selfreward report --workdir={work.root}")
 
 
 def sft(options: argparse.Namespace, overrides: Overrides, interrupt: Interrupt) -> None:
@@ -123,4 +138,6 @@ def dpo(options: argparse.Namespace, overrides: Overrides, interrupt: Interrupt)
     model = dpo_stage.preference_train(work, t, _rows(work, t, "pairs", Pair))
     if t == work.config.loop.iterations and work.config.loop.score_last:
         score_last(work, model)
+    if t == work.config.loop.iterations:
+        report_on(work)
     summary.show(work, summary.summarise(work))
