@@ -31,7 +31,7 @@ from selfreward_jax.report.results import JudgeResult, WinRate
 from selfreward_jax.report.text import shorten, visible
 from selfreward_jax.report.topics import PromptMap
 
-MOST_POINTS = 200  # of a curve; longer ones are drawn as means over as many stretches
+MOST_POINTS = 80  # of a curve; longer ones are drawn as means over as many stretches
 JUDGE_METRICS = {
     "pairwise_accuracy": ("Pairwise accuracy", True),
     "five_best": ("5-best", True),

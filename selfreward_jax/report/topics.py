@@ -58,7 +58,8 @@ class PromptMap:
 
 
 def map_prompts(prompts: Mapping[str, Sequence[str]], seed: int = 0) -> PromptMap | None:
-    """A map of prompts by origin, of at most 300 of each, drawn by the seed; None where they are too few or wordless.
+    """A map of prompts by origin, of at most 300 of each, drawn by the seed; None where they are too few
+    or have no telling words.
 
     The same prompts give the same map: one thread computes it.
     """
@@ -82,9 +83,13 @@ def map_prompts(prompts: Mapping[str, Sequence[str]], seed: int = 0) -> PromptMa
         return None
     with threadpool_limits(1):
         near = normalize(TruncatedSVD(width, random_state=seed).fit_transform(weights))
-        perplexity = min(30.0, (len(texts) - 1) / 4)
-        places = TSNE(2, perplexity=perplexity, init="pca", random_state=seed, n_jobs=1).fit_transform(near)
-        count = min(MOST_CLUSTERS, max(2, round((len(texts) / 8) ** 0.5)), len(np.unique(places, axis=0)))
+        # Each vector once: t-SNE's tree crashes where all points are one.
+        distinct, which = np.unique(near.round(6), axis=0, return_inverse=True)
+        if len(distinct) < LEAST:
+            return None
+        perplexity = min(30.0, (len(distinct) - 1) / 4)
+        places = TSNE(2, perplexity=perplexity, init="pca", random_state=seed, n_jobs=1).fit_transform(distinct)[which]
+        count = min(MOST_CLUSTERS, max(2, round((len(texts) / 8) ** 0.5)), len(distinct))
         found = KMeans(count, random_state=seed).fit_predict(places)
     order = np.argsort(-np.bincount(found, minlength=count), kind="stable")
     clusters = np.argsort(order)[found]

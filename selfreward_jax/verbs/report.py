@@ -8,11 +8,13 @@ from selfreward_jax.core.interrupt import Interrupt
 from selfreward_jax.core.progress import say
 from selfreward_jax.report.make import REPORT, write_report
 from selfreward_jax.stages.folder import local_path
+from selfreward_jax.stages.run import stored_config
 from selfreward_jax.verbs.runs import Overrides
 
 
 def report(options: argparse.Namespace, overrides: Overrides, interrupt: Interrupt) -> None:
     root = local_path(options.workdir)
+    stored_config(root)
     output = local_path(options.output) if options.output else root / REPORT
     if output.is_dir():
         raise UserError(f"--output={options.output}: a folder; give the name of a file, such as report.html.")

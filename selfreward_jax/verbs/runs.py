@@ -10,11 +10,11 @@ from ml_collections import ConfigDict
 from selfreward_jax.configs import base
 from selfreward_jax.core.config import check, load_config
 from selfreward_jax.core.errors import UserError
-from selfreward_jax.core.hosts import is_writer
 from selfreward_jax.core.interrupt import Interrupt
 from selfreward_jax.core.progress import say
 from selfreward_jax.core.rows import Judgement, Pair, Prompt, Response, load_rows
 from selfreward_jax.loop import score_last, self_reward
+from selfreward_jax.report.make import report_on
 from selfreward_jax.stages import dpo as dpo_stage
 from selfreward_jax.stages import dry_run, summary
 from selfreward_jax.stages import judge as judge_stage
@@ -57,21 +57,8 @@ def run(options: argparse.Namespace, overrides: Overrides, interrupt: Interrupt)
     rows = summary.summarise(work)
     if before == list(work.manifest.artefacts()):
         say("all is done already")
-    report_on(work)
+    report_on(work.root)
     summary.show(work, rows)
-
-
-def report_on(work: Run) -> None:
-    """Makes the report of a run that has ended; if it can't be made, the run has ended all the same."""
-    from selfreward_jax.report.make import REPORT, write_report  # a second that only the end of a run should wait
-
-    if not is_writer():
-        return
-    try:
-        write_report(work.root, work.root / REPORT)
-    except Exception as error:
-        first = (str(error).splitlines() or [""])[0]
-        say(f"the report could not be made ({type(error).__name__}: {first}); selfreward report --workdir={work.root}")
 
 
 def sft(options: argparse.Namespace, overrides: Overrides, interrupt: Interrupt) -> None:
@@ -139,5 +126,5 @@ def dpo(options: argparse.Namespace, overrides: Overrides, interrupt: Interrupt)
     if t == work.config.loop.iterations and work.config.loop.score_last:
         score_last(work, model)
     if t == work.config.loop.iterations:
-        report_on(work)
+        report_on(work.root)
     summary.show(work, summary.summarise(work))
