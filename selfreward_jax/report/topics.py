@@ -70,7 +70,7 @@ def map_prompts(prompts: Mapping[str, Sequence[str]], seed: int = 0) -> PromptMa
     }
     origins = tuple(origin for origin, texts in drawn.items() for _ in texts)
     texts = tuple(text for own in drawn.values() for text in own)
-    if len(texts) < LEAST:
+    if len(set(texts)) < LEAST:
         return None
     vectorizer = TfidfVectorizer(sublinear_tf=True, stop_words=STOP_WORDS)
     try:
@@ -82,7 +82,7 @@ def map_prompts(prompts: Mapping[str, Sequence[str]], seed: int = 0) -> PromptMa
     if width < 2:
         return None
     with threadpool_limits(1):
-        near = normalize(TruncatedSVD(width, random_state=seed).fit_transform(weights))
+        near = np.asarray(normalize(TruncatedSVD(width, random_state=seed).fit_transform(weights)))
         # Each vector once: t-SNE's tree crashes where all points are one.
         distinct, which = np.unique(near.round(6), axis=0, return_inverse=True)
         if len(distinct) < LEAST:
