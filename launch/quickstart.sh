@@ -3,7 +3,7 @@
 #
 #   bash launch/quickstart.sh [WORKDIR] [--config.FIELD=VALUE ...]
 #
-# Makes its own .venv. Run again, it goes on where it stopped, or says that all is done.
+# Ends with report.html in the workdir, a page to look at. Makes its own .venv. Run again, it goes on where it stopped, or says that all is done.
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
 workdir="runs/quickstart"

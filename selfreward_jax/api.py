@@ -32,6 +32,7 @@ from selfreward_jax.llama.peft import save_adapter
 from selfreward_jax.loop import self_reward
 from selfreward_jax.methods.judging import JudgeTemplate
 from selfreward_jax.methods.score_slot import ScoreSlot
+from selfreward_jax.report.make import report_on
 from selfreward_jax.stages import summary
 from selfreward_jax.stages.judge import (
     judge_requests,
@@ -328,12 +329,17 @@ def _train(
 
 
 def run(config: ConfigDict, workdir: str, *, resume: str = "") -> list[Row]:
-    """The whole algorithm in a folder; goes on where it was. Returns the summary, a row per model."""
+    """The whole algorithm in a folder; goes on where it was. Returns the summary, a row per model.
+
+    Its report lies in the folder, as `report.html`.
+    """
     check(config)
     keep_compiled_programs()
     work = Run(workdir, config, resume=resume)
     self_reward(work)
-    return summary.summarise(work)
+    rows = summary.summarise(work)
+    report_on(work.root)
+    return rows
 
 
 def table(rows: Sequence[Row]):

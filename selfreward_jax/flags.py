@@ -186,6 +186,15 @@ def eval_judge_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reference", default="", metavar="DIR", help="of the implicit reward; a model like --model")
 
 
+def report_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="the run's folder, finished or in the making")
+    parser.add_argument("--output", default="", metavar="FILE", help="the page (default: report.html in the workdir)")
+    parser.add_argument(
+        "--samples", type=number(int, 0), default=50, metavar="N", help="prompts shown with their answers (default 50)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of their choice (default 0)")
+
+
 @dataclasses.dataclass(frozen=True)
 class Verb:
     """What stands behind a word of the command line.
@@ -212,6 +221,7 @@ VERBS: dict[str, Verb] = {
     "pairs": Verb("preference pairs from judged answers", stage_arguments, "runs:pairs"),
     "dpo": Verb("preference training on an iteration's pairs", dpo_arguments, "runs:dpo"),
     "seeds": Verb("the paper's seed sets from answers that people ranked", seeds_arguments, "seeds:seeds"),
+    "report": Verb("a run as one page to look at: report.html", report_arguments, "report:report"),
     "score": Verb("log-probabilities of given responses", score_arguments, "models:score"),
     "export": Verb("a model as a Hugging Face folder", export_arguments, "models:export"),
     "sandbox": Verb("the loop in a made world where every true score is known", sandbox_arguments, "sandbox:sandbox"),

@@ -105,5 +105,7 @@ def show(run: Run, rows: Sequence[dict[str, Any]]) -> None:
     console.print(f"  training   {run.root}/m*/metrics.jsonl, m*/throughput.jsonl, m*/tb (TensorBoard)")
     console.print(f"  summary    {run.root / 'summary.json'}; what made what: {run.root / 'manifest.jsonl'}")
     newest = run.root / rows[-1]["model"].lower() if rows else run.root
+    if (run.root / "report.html").exists():
+        console.print(f"Look at it:  {run.root / 'report.html'} in a browser")
     console.print(f"Talk to it:  selfreward chat --workdir={run.root}")
     console.print(f"Take it out: selfreward export --model={newest} --output=DIR")

@@ -14,6 +14,7 @@ from selfreward_jax.core.interrupt import Interrupt
 from selfreward_jax.core.progress import say
 from selfreward_jax.core.rows import Judgement, Pair, Prompt, Response, load_rows
 from selfreward_jax.loop import score_last, self_reward
+from selfreward_jax.report.make import report_on
 from selfreward_jax.stages import dpo as dpo_stage
 from selfreward_jax.stages import dry_run, summary
 from selfreward_jax.stages import judge as judge_stage
@@ -61,6 +62,7 @@ def run(options: argparse.Namespace, overrides: Overrides, interrupt: Interrupt)
     rows = summary.summarise(work)
     if before == list(work.manifest.artefacts()):
         say("all is done already")
+    report_on(work.root)
     summary.show(work, rows)
 
 
@@ -128,4 +130,6 @@ def dpo(options: argparse.Namespace, overrides: Overrides, interrupt: Interrupt)
     model = dpo_stage.preference_train(work, t, _rows(work, t, "pairs", Pair))
     if t == work.config.loop.iterations and work.config.loop.score_last:
         score_last(work, model)
+    if t == work.config.loop.iterations:
+        report_on(work.root)
     summary.show(work, summary.summarise(work))

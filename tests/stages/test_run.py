@@ -28,6 +28,7 @@ IN_TRAINING = ("metrics.jsonl", "throughput.jsonl", "training.sha256")
 NOT_IN_THE_MANIFEST = {
     "manifest.jsonl",
     "summary.json",
+    "report.html",
     "metrics.jsonl",
     *(f"m{t}/{name}" for t in (1, 2, 3) for name in (*IN_MODEL[1:], *IN_TRAINING)),
 }
@@ -71,7 +72,7 @@ def visible(run: Path) -> dict[str, bytes]:
 
 
 def test_every_file_of_the_design_is_there_and_no_other(finished):
-    expected = {"config.json", "manifest.jsonl", "metrics.jsonl", "summary.json", "m0/model.json"}
+    expected = {"config.json", "manifest.jsonl", "metrics.jsonl", "summary.json", "report.html", "m0/model.json"}
     expected |= {f"m{t}/{name}" for t in (1, 2, 3) for name in (*IN_MODEL, *IN_TRAINING)}
     expected |= {f"m{t}/{name}.jsonl" for t in ITERATIONS for name in IN_ITERATION}
     expected |= {"m3/eval/responses.jsonl", "m3/eval/judgements.jsonl"}
@@ -463,6 +464,9 @@ def test_stages_one_by_one_make_the_same_files_and_models_as_run(data, finished,
     found, expected = visible(run), visible(finished)
     assert found.keys() == expected.keys()
     speeds = {f"m{t}/throughput.jsonl" for t in (1, 2, 3)}  # the clock's
-    assert {name for name in found if found[name] != expected[name]} <= speeds
+    assert {name for name in found if found[name] != expected[name]} <= {*speeds, "report.html"}
+    named = {run: found["report.html"].decode(), finished: expected["report.html"].decode()}
+    one, other = (page.replace(f"{path.name} · ", "").replace(f"<h1>{path.name}<", "") for path, page in named.items())
+    assert one.replace("--workdir=run ", "--workdir=tiny-run ") == other
     for t in (1, 2, 3):
         assert load_model(str(run / f"m{t}")).hash == load_model(str(finished / f"m{t}")).hash

@@ -1,0 +1,324 @@
+"""Reads a run's folder into plain facts; how they look is not decided here.
+
+A run in the making has fewer of them: what has been finished is read, what has not is None or empty.
+"""
+
+import collections
+import dataclasses
+import json
+import random
+from collections.abc import Callable, Sequence
+from pathlib import PurePath
+from typing import Any, TypeVar
+
+import numpy as np
+from etils import epath
+
+from selfreward_jax.core.config import leaves
+from selfreward_jax.core.errors import UserError
+from selfreward_jax.core.rows import Judgement, Prompt, Response, Row, from_dict, group_by, last_request, read_jsonl
+from selfreward_jax.core.seeds import load_ift
+from selfreward_jax.core.store import Manifest
+from selfreward_jax.evals.statistics import Interval, bootstrap
+from selfreward_jax.llama.load import MODEL_FILE
+from selfreward_jax.methods.answer_metrics import answer_metrics
+from selfreward_jax.methods.judging import mean_score
+from selfreward_jax.report.results import Results, read_results
+from selfreward_jax.report.samples import Judged, PairFacts, as_json, choose
+from selfreward_jax.stages.judge import scores_needed
+from selfreward_jax.stages.run import stored_config
+
+T = TypeVar("T")
+RESAMPLES = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """How a model was trained.
+
+    Attributes:
+      curve: a row a step, as in `metrics.jsonl`; in the making it ends early.
+      first, last: means over the first and last tenth of the steps; empty in the making.
+      data: how many rows it learnt from.
+      has_reference: whether rewards are measured against a frozen model.
+    """
+
+    stage: str
+    steps: int
+    curve: tuple[Row, ...]
+    first: Row
+    last: Row
+    data: Row
+    has_reference: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers:
+    """How a model answered and judged itself.
+
+    Attributes:
+      metrics: of `answer_metrics`.
+      mean_score: with its interval over prompts, in points.
+      tokens: length of each answer, [N].
+      scores: mean score of each answer, NaN where it has none, [N].
+    """
+
+    metrics: Row
+    mean_score: Interval
+    tokens: np.ndarray
+    scores: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """M_t with its training and its answers, as far as they exist."""
+
+    name: str
+    hash: str
+    training: Training | None
+    answers: Answers | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Iteration:
+    """What made M_t: prompts, and what became of them.
+
+    Attributes:
+      prompts: their texts.
+      rejected: candidates that the filters threw out, by reason; None where prompts came from a file.
+      ranked: prompts with at least two answers that have a score; None where it isn't known yet.
+      pairs: None where they have not been made yet.
+      dropped_prompts, dropped_answers: what was left out, by reason.
+    """
+
+    t: int
+    prompts: tuple[str, ...]
+    rejected: dict[str, int] | None
+    ranked: int | None
+    pairs: tuple[PairFacts, ...] | None
+    dropped_prompts: dict[str, int]
+    dropped_answers: dict[str, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFacts:
+    """All that the report tells.
+
+    Attributes:
+      models: M0 to the newest.
+      seeds: texts of the IFT prompts.
+      samples: prompts with their answers, for the browser.
+      settings: fields of the configuration.
+    """
+
+    name: str
+    finished: bool
+    models: tuple[Model, ...]
+    iterations: tuple[Iteration, ...]
+    seeds: tuple[str, ...]
+    samples: tuple[Row, ...]
+    results: Results
+    settings: dict[str, Any]
+    versions: dict[str, str]
+
+
+def collect(root: epath.Path, *, samples: int, seed: int = 0) -> RunFacts:
+    """Reads a run's folder.
+
+    Args:
+      samples: how many prompts the browser may have, over all iterations.
+      seed: of the choice.
+
+    Raises:
+      UserError: there is no run, or a file of it is damaged.
+    """
+    config = _Section(stored_config(root))
+    manifest = Manifest(root)
+    try:
+        T, min_parsed, ift = config.loop.iterations, scores_needed(config.judge), config.seeds.ift
+    except AttributeError as error:
+        raise UserError(f"{root / 'config.json'}: the field {error} is missing; restore it.") from None
+    folders = {t: f"m{t + 1}" if t < T else f"m{T}/eval" for t in range(1, T + 1)}
+    there = [folder for folder in folders.values() if (root / folder / "judgements.jsonl").exists()]
+    share = {folder: samples // len(there) + (n < samples % len(there)) for n, folder in enumerate(there)}
+
+    rng = random.Random(seed)
+    models, iterations, shown = [_base(root, manifest)], [], []
+    for t, folder in folders.items():
+        prompts = _prompts(root, T if t == T else t + 1)
+        made = None if t == T else _iteration(root, t + 1, prompts)
+        answers, judged = _answers(root, folder, prompts, made, min_parsed)
+        if made and judged:
+            made = dataclasses.replace(made, ranked=sum(_ranked(x, min_parsed) > 1 for x in judged))
+        if made:
+            iterations.append(made)
+        where = f"M{t} → M{t + 1}" if t < T else f"M{T}, not trained on"
+        shown += [as_json(x, why, where, min_parsed) for x, why in choose(judged, share.get(folder, 0), rng)]
+        training = _training(root, manifest, t)
+        entry = manifest.entry(f"m{t}/{MODEL_FILE}")
+        if training or answers:
+            models.append(Model(f"M{t}", entry["hash"] if entry else "", training, answers))
+    return RunFacts(
+        name=PurePath(str(root)).name,
+        finished=bool(manifest.entry(f"m{T}/{MODEL_FILE}")),
+        models=tuple(models),
+        iterations=tuple(iterations),
+        seeds=_seeds(ift),
+        samples=tuple(shown),
+        results=read_results(root / "eval"),
+        settings=dict(leaves(stored_config(root))),
+        versions=(manifest.entry("config.json") or {}).get("versions", {}),
+    )
+
+
+class _Section(dict):
+    """The configuration of any version of the program; its sections' fields are attributes."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            value = self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+        return _Section(value) if isinstance(value, dict) else value
+
+
+def _rows(path: epath.Path, parse: Callable[[Row], T]) -> list[T]:
+    """Rows of a file; none where it is missing or empty."""
+    return read_jsonl(path, parse) if path.exists() and path.stat().length else []
+
+
+def _base(root: epath.Path, manifest: Manifest) -> Model:
+    entry = manifest.entry(f"m0/{MODEL_FILE}")
+    return Model("M0", entry["hash"] if entry else "", None, None)
+
+
+def _seeds(spec: str) -> tuple[str, ...]:
+    try:
+        return tuple(d.messages[-1]["content"] for d in load_ift(spec))
+    except UserError:  # the run stands without the file that it was made from, and so does its report
+        return ()
+
+
+def _prompts(root: epath.Path, t: int) -> list[Prompt]:
+    return _rows(root / f"m{t}" / "prompts.jsonl", lambda row: from_dict(Prompt, row))
+
+
+def _training(root: epath.Path, manifest: Manifest, t: int) -> Training | None:
+    curve = _curve(root / f"m{t}" / "metrics.jsonl")
+    entry = manifest.entry(f"m{t}/{MODEL_FILE}") or {}
+    if not curve and not entry:
+        return None
+    told, stage = entry.get("metrics", {}), entry.get("inputs", {}).get("stage", "sft" if t == 1 else "dpo")
+    return Training(
+        stage=stage,
+        steps=told.get("steps", curve[-1]["step"] if curve else 0),
+        curve=tuple(curve),
+        first=told.get("first", {}),
+        last=told.get("last", {}),
+        data=entry.get("data", {}),
+        has_reference=bool(entry.get("reference")),
+    )
+
+
+def _curve(path: epath.Path) -> list[Row]:
+    """A training's steps; the line that is being written at this moment is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text().split("\n")[:-1]
+    return [json.loads(line) for line in lines if line]
+
+
+def _iteration(root: epath.Path, t: int, prompts: Sequence[Prompt]) -> Iteration | None:
+    if not prompts:
+        return None
+    folder = root / f"m{t}"
+    rejected = None
+    if (folder / "rejected_prompts.jsonl").exists():
+        rejected = _counts(_rows(folder / "rejected_prompts.jsonl", lambda row: row["reason"]))
+    made = (folder / "pairs.jsonl").exists()
+    drops = _rows(folder / "dropped.jsonl", lambda row: (row["response_id"], row["reason"]))
+    return Iteration(
+        t=t,
+        prompts=tuple(last_request(p.messages) for p in prompts),
+        rejected=rejected,
+        ranked=None,
+        pairs=tuple(_rows(folder / "pairs.jsonl", _pair)) if made else None,
+        dropped_prompts=_counts([reason for id, reason in drops if id is None]),
+        dropped_answers=_counts([reason for id, reason in drops if id is not None]),
+    )
+
+
+def _counts(reasons: Sequence[str]) -> dict[str, int]:
+    return dict(collections.Counter(reasons).most_common())
+
+
+def _pair(row: Row) -> PairFacts:
+    return PairFacts(
+        row["prompt_id"],
+        row["provenance"]["chosen"]["response"],
+        row["provenance"]["rejected"]["response"],
+        row["score_chosen"],
+        row["score_rejected"],
+        len(row["chosen_token_ids"]),
+        len(row["rejected_token_ids"]),
+    )
+
+
+def _response(row: Row) -> Response:
+    """An answer whose ids are forgotten but for their number: of a large run they would fill the memory."""
+    return from_dict(Response, row | {"token_ids": (0,) * len(row["token_ids"])})
+
+
+def _answers(
+    root: epath.Path, folder: str, prompts: Sequence[Prompt], made: Iteration | None, min_parsed: int
+) -> tuple[Answers | None, list[Judged]]:
+    """A model's answers in numbers, and prompt by prompt; None until they are judged."""
+    responses = _rows(root / folder / "responses.jsonl", _response)
+    if not responses or not (root / folder / "judgements.jsonl").exists():
+        return None, []
+    judgements = _rows(root / folder / "judgements.jsonl", lambda row: from_dict(Judgement, row))
+    by_response = group_by(judgements, lambda j: j.response_id)
+    by_prompt = group_by(responses, lambda r: r.prompt_id)
+    pairs = {pair.prompt_id: pair for pair in (made.pairs or () if made else ())}
+    reasons: dict[str, str] = {}
+    drops: dict[str, str] = {}
+    for row in _rows(root / folder / "dropped.jsonl", lambda row: row) if made else ():
+        if row["response_id"] is None:
+            reasons[row["prompt_id"]] = row["reason"]
+        else:
+            drops[row["response_id"]] = row["reason"]
+    judged = [
+        Judged(
+            p,
+            own,
+            {r.id: by_response.get(r.id, []) for r in own},
+            pairs.get(p.id),
+            reasons.get(p.id, ""),
+            {r.id: drops[r.id] for r in own if r.id in drops},
+        )
+        for p in prompts
+        if (own := by_prompt.get(p.id))
+    ]
+    score = {r.id: mean_score((j.score for j in by_response.get(r.id, [])), min_parsed) for r in responses}
+    scores = np.array([np.nan if (s := score[r.id]) is None else s for r in responses])
+    groups = [[s for r in x.answers if (s := score[r.id]) is not None] for x in judged]
+    answers = Answers(
+        metrics=answer_metrics(responses, judgements, min_parsed=min_parsed),
+        mean_score=_mean_over_prompts(groups),
+        tokens=np.array([len(r.token_ids) for r in responses]),
+        scores=scores,
+    )
+    return answers, judged
+
+
+def _mean_over_prompts(groups: Sequence[Sequence[float]]) -> Interval:
+    """Mean of all scores; its interval draws prompts, whose answers belong together."""
+    sums, counts = np.array([sum(g) for g in groups]), np.array([len(g) for g in groups])
+    mean = lambda drawn: float(sums[drawn].sum() / n) if (n := counts[drawn].sum()) else float("nan")  # noqa: E731
+    return bootstrap(len(groups), mean, resamples=RESAMPLES)
+
+
+def _ranked(judged: Judged, min_parsed: int) -> int:
+    """Answers of a prompt that could be ranked."""
+    kept = [r for r in judged.answers if r.id not in judged.drops]
+    return sum(mean_score((j.score for j in judged.judgements[r.id]), min_parsed) is not None for r in kept)

@@ -1,0 +1,140 @@
+"""What evaluations of a run's models found: the results that `selfreward eval` left in the run's folder."""
+
+import dataclasses
+import json
+import math
+from typing import Any
+
+from etils import epath
+
+from selfreward_jax.core.errors import UserError
+from selfreward_jax.core.rows import Row
+from selfreward_jax.evals.statistics import Interval
+
+NOTHING = Interval(math.nan, math.nan, math.nan)
+
+
+@dataclasses.dataclass(frozen=True)
+class JudgeResult:
+    """How well a model judges, on one file of answers that people ranked."""
+
+    model: str
+    prompts: int
+    judgements: int
+    parse_rate: float
+    metrics: dict[str, Interval]
+    baselines: dict[str, dict[str, Interval]]
+    calibration: tuple[tuple[float, float], ...]  # score, mean of people's marks
+
+
+@dataclasses.dataclass(frozen=True)
+class WinRate:
+    """Two models' answers compared; shares of prompts, lengths as the evaluation measured them."""
+
+    a: str
+    b: str
+    judge: str
+    n: int
+    win: Interval
+    tie: Interval
+    lose: Interval
+    win_rate: Interval
+    lc_win_rate: Interval
+    p: float
+    agreement: float
+    length_a: float
+    length_b: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """By data file's name: judges in the models' order, comparisons by name."""
+
+    judges: dict[str, tuple[JudgeResult, ...]]
+    win_rates: dict[str, tuple[WinRate, ...]]
+
+
+def read_results(folder: epath.Path) -> Results:
+    """What lies in `folder`/judge and `folder`/winrate; empty where there is nothing.
+
+    Raises:
+      UserError: a file that is not what an evaluation writes.
+    """
+    judges = {
+        path.parent.name: tuple(_parsed(path, row, _judge) for row in _load(path, list))
+        for path in sorted(folder.glob("judge/*/summary.json"))
+    }
+    win_rates: dict[str, list[WinRate]] = {}
+    for path in sorted(folder.glob("winrate/*/*/result.json")):
+        win_rates.setdefault(path.parents[1].name, []).append(_parsed(path, _load(path, dict), _win_rate))
+    return Results(judges, {name: tuple(found) for name, found in win_rates.items()})
+
+
+def _load(path: epath.Path, kind: type) -> Any:
+    try:
+        value = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); delete it and evaluate again.") from None
+    if not isinstance(value, kind):
+        raise UserError(f"{path}: not the result of an evaluation; delete it and evaluate again.")
+    return value
+
+
+def _parsed(path: epath.Path, row: Row, parse):
+    try:
+        return parse(row)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        why = f"the field {error} is missing" if isinstance(error, KeyError) else str(error)
+        raise UserError(f"{path}: not the result of an evaluation ({why}); delete it and evaluate again.") from None
+
+
+def interval(value: Any) -> Interval:
+    """From a result file, where what could not be measured is null or absent."""
+    if value is None:
+        return NOTHING
+    if not isinstance(value, dict):
+        return Interval(float(value), math.nan, math.nan)
+    return Interval(*(_number(value.get(name)) for name in ("value", "low", "high")))
+
+
+def _number(value: Any) -> float:
+    return math.nan if value is None else float(value)
+
+
+def title(name: str) -> str:
+    """A model of a run by its name in the algorithm: M2; any other by its folder's name."""
+    last = name.rstrip("/").rpartition("/")[2]
+    return last.upper() if last[:1] in ("m", "M") and last[1:].isdigit() else last
+
+
+def _judge(row: Row) -> JudgeResult:
+    return JudgeResult(
+        model=title(row["model"]),
+        prompts=int(row["prompts"]),
+        judgements=int(row["judgements"]),
+        parse_rate=_number(row.get("parse_rate")),
+        metrics={name: interval(x) for name, x in row["metrics"].items()},
+        baselines={
+            name: {metric: interval(x) for metric, x in found.items()}
+            for name, found in row.get("baselines", {}).items()
+        },
+        calibration=tuple(
+            (float(x["score"]), float(x["mean_human"]))
+            for x in row.get("calibration", [])
+            if x.get("mean_human") is not None
+        ),
+    )
+
+
+def _win_rate(row: Row) -> WinRate:
+    return WinRate(
+        a=title(row["a"]["name"]),
+        b=title(row["b"]["name"]),
+        judge=title(str(row.get("judge", ""))),
+        n=int(row["n"]),
+        **{name: interval(row.get(name)) for name in ("win", "tie", "lose", "win_rate", "lc_win_rate")},
+        p=_number(row.get("sign_test_p")),
+        agreement=_number(row.get("agreement")),
+        length_a=_number(row.get("length_a")),
+        length_b=_number(row.get("length_b")),
+    )
