@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.interrupt import Interrupt
+from selfreward_jax.core.store import write_atomic
 from selfreward_jax.core.tokens import Chat
 from selfreward_jax.llama.config import LlamaConfig
 from selfreward_jax.llama.load import MODEL_FILE, Model, load_chat, load_model
@@ -34,6 +35,8 @@ class Desk(Work):
         if path.exists() and (not path.is_dir() or any(path.iterdir())) and not (path / "manifest.jsonl").exists():
             raise UserError(f"--output={path}: not empty and not an evaluation; choose a new folder.")
         super().__init__(root, config, interrupt)
+        if not self.manifest.path.exists():  # so that a folder whose first artefact was never finished is known again
+            write_atomic(self.manifest.path, "")
         self._adapters: dict[str, str] = {}  # of a run's M0, by the path of what it is merged into
         self._words: dict[str, tuple[LlamaConfig, Chat]] = {}
 
