@@ -53,7 +53,7 @@ CASES = [
         "length_constraints:number_sentences",
         {"num_sentences": 2, "relation": "less than"},
         "Mr. Lee came.",
-        "A b. C d.",
+        "He came. She went.",
     ),
     ("length_constraints:number_words", {"num_words": 3, "relation": "at least"}, "It's so", "one two"),
     ("length_constraints:number_words", {"num_words": 3, "relation": "less than"}, "one, two", "one two-three"),
