@@ -195,6 +195,48 @@ def report_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of their choice (default 0)")
 
 
+def _benchmark_arguments(parser: argparse.ArgumentParser, model: bool = True) -> None:
+    parser.add_argument("--model", required=model, default="", metavar="DIR", help="HF folder, .gguf, runs/x/m2, ...")
+    parser.add_argument("--output", required=True, metavar="DIR", help="the evaluation's folder; goes on if begun")
+    parser.add_argument("--config", default="", metavar="FILE", help="configuration (default: every default)")
+
+
+def _name_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--name", default="", help="of the model in the files (default: from its path)")
+
+
+def alpaca_arguments(parser: argparse.ArgumentParser) -> None:
+    _benchmark_arguments(parser)
+    _name_argument(parser)
+    parser.add_argument(
+        "--prompts", required=True, metavar="FILE", help="alpaca_eval.json, or JSONL rows with `prompt`"
+    )
+
+
+def mt_bench_arguments(parser: argparse.ArgumentParser) -> None:
+    _benchmark_arguments(parser)
+    _name_argument(parser)
+    parser.add_argument("--questions", required=True, metavar="FILE", help="MT-bench's question.jsonl")
+    parser.add_argument("--judge", default="", metavar="DIR", help="a model that gives marks from 1 to 10")
+
+
+def ifeval_arguments(parser: argparse.ArgumentParser) -> None:
+    _benchmark_arguments(parser, model=False)
+    parser.add_argument("--data", required=True, metavar="FILE", help="IFEval's input_data.jsonl")
+    parser.add_argument(
+        "--responses", default="", metavar="FILE", help="instead of a model: JSONL rows with `prompt` and `response`"
+    )
+
+
+def harness_arguments(parser: argparse.ArgumentParser) -> None:
+    _benchmark_arguments(parser)
+    parser.add_argument("--tasks", required=True, help="names of lm-eval's tasks or groups, with commas between them")
+    parser.add_argument("--include_path", default="", metavar="DIR", help="further tasks, lm-eval's YAML files")
+    parser.add_argument("--num_fewshot", type=number(int, 0), default=None, help="examples (default: the task's)")
+    parser.add_argument("--limit", type=number(int, 1), default=None, help="rows of each task (default: all)")
+    parser.add_argument("--apply_chat_template", action="store_true", help="ask in the model's chat template")
+
+
 @dataclasses.dataclass(frozen=True)
 class Verb:
     """What stands behind a word of the command line.
@@ -225,6 +267,10 @@ VERBS: dict[str, Verb] = {
     "score": Verb("log-probabilities of given responses", score_arguments, "models:score"),
     "export": Verb("a model as a Hugging Face folder", export_arguments, "models:export"),
     "sandbox": Verb("the loop in a made world where every true score is known", sandbox_arguments, "sandbox:sandbox"),
+    "eval alpaca": Verb("answers as AlpacaEval's model_outputs.json", alpaca_arguments, "benchmarks:alpaca"),
+    "eval mt_bench": Verb("MT-bench's answers, and marks of a judge", mt_bench_arguments, "benchmarks:mt_bench"),
+    "eval ifeval": Verb("IFEval's responses and its four accuracies", ifeval_arguments, "benchmarks:ifeval"),
+    "eval harness": Verb("tasks of lm-evaluation-harness", harness_arguments, "benchmarks:harness"),
     "chat": Verb("talk to a model in the terminal", chat_arguments, "models:chat"),
     "eval judge": Verb("a judge's scores against the ranks that people gave", eval_judge_arguments, "evals:judge"),
 }

@@ -59,9 +59,9 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def make_model(folder: Path, *, seed: int = 0, **fields: Any) -> Path:
-    """A random model as a Hugging Face folder, with a byte-level ChatML tokenizer of some 300 entries."""
-    tokenizer = chatml()
+def make_model(folder: Path, *, seed: int = 0, tokenizer: Any = None, **fields: Any) -> Path:
+    """A random model as a Hugging Face folder, by default with a byte-level ChatML tokenizer of some 300 entries."""
+    tokenizer = tokenizer or chatml()
     shape: dict[str, Any] = {
         "vocab_size": len(tokenizer) + 3,  # larger than the tokenizer, as in many real models
         "hidden_size": 64,

@@ -44,6 +44,7 @@ class Chat:
     Attributes:
       eos_ids: ids that end a response, the end of a turn first; the model's own among them.
       bos_id: id that stands before a text, or None.
+      adds_bos: whether the tokenizer itself sets it before a text.
       pad_id: any valid id; masks come from lengths, so its value has no influence.
     """
 
@@ -63,7 +64,7 @@ class Chat:
             tokenizer.chat_template = tokenizer.chat_template.get("default") or plain_template()
         self.tokenizer = tokenizer
         self.bos_id = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else bos_id
-        self._adds_bos = self.bos_id is not None and tokenizer("x").input_ids[:1] == [self.bos_id]
+        self.adds_bos = self.bos_id is not None and tokenizer("x").input_ids[:1] == [self.bos_id]
         # Some tokenizers add runs of blanks as tokens; those control nothing.
         self._control = sorted({str(t) for t in tokenizer.added_tokens_decoder.values() if str(t).strip()})
         end = self._end_of_turn()
@@ -87,10 +88,13 @@ class Chat:
             special.add(self.tokenizer.eos_token_id)
         return next((i for i in after if i in special), None)
 
-    def _render(self, messages: Sequence[Message], generation: bool) -> str:
+    def _render(self, messages: Sequence[Message], generation: bool, unfinished: bool = False) -> str:
         try:
             return self.tokenizer.apply_chat_template(
-                [dict(m) for m in messages], tokenize=False, add_generation_prompt=generation
+                [dict(m) for m in messages],
+                tokenize=False,
+                add_generation_prompt=generation,
+                continue_final_message=unfinished,
             )
         except Exception as error:  # templates raise their own exceptions
             raise UserError(f"chat template: can't render {[m['role'] for m in messages]} ({error}).") from None
@@ -102,11 +106,20 @@ class Chat:
         """`text` without anything that this tokenizer would read as a control token."""
         return neutralise(text, self._control)
 
+    def render(self, messages: Sequence[Message], generation: bool = True) -> str:
+        """A conversation as its template writes it, up to where the assistant's answer begins.
+
+        Args:
+          generation: False: up to the end of the last message, which the assistant has begun.
+        """
+        return self._render(
+            [{**m, "content": self.neutral(m["content"])} for m in messages], generation, not generation
+        )
+
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """Ids of a conversation up to where the assistant's answer begins, with one BOS if the tokenizer has one."""
-        clean = [{**m, "content": self.neutral(m["content"])} for m in messages]
-        ids = self._encode(self._render(clean, True))
-        if self._adds_bos and ids[:1] != [self.bos_id]:
+        ids = self._encode(self.render(messages))
+        if self.adds_bos and ids[:1] != [self.bos_id]:
             ids = [self.bos_id, *ids]
         return ids
 

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 from selfreward_jax.core.rows import Prompt, Response, content_id, load_rows
 from selfreward_jax.engine.generate import Completion, Request, check_requests
@@ -9,13 +10,16 @@ from selfreward_jax.stages.sampling import sample_artefact, sampling_settings
 from selfreward_jax.stages.work import ModelRef, Work
 
 
-def respond(work: Work, folder: str, model: ModelRef, prompts: Sequence[Prompt]) -> list[Response]:
+def respond(work: Work, folder: str, model: ModelRef, prompts: Sequence[Prompt], section: Any = None) -> list[Response]:
     """Samples `respond.n` answers to every prompt, written to `FOLDER/responses.jsonl` in the prompts' order.
+
+    Args:
+      section: settings to use instead of the configuration's section `respond`.
 
     Raises:
       UserError: a prompt is too long for the model's context.
     """
-    c = work.config.respond
+    c = section or work.config.respond
     artefact = f"{folder}/responses.jsonl"
     inputs = {
         "stage": "respond",

@@ -30,6 +30,12 @@ class ModelRef:
         return last.upper() if last[:1] == "m" and last[1:].isdigit() else last
 
 
+def engine_settings(section) -> EngineSettings:
+    """From the `generation` section of the configuration."""
+    c = section
+    return EngineSettings(c.slots, c.length_bucket, c.prefill_tokens, float(c.cache_gib), c.cache_dtype, c.tensor)
+
+
 class Work(Folder, abc.ABC):
     """What the stages that ask a model something work in. At most one model's weights are in memory."""
 
@@ -68,9 +74,5 @@ class Work(Folder, abc.ABC):
         """A model ready to generate; the same engine for all stages that ask for the same model in turn."""
         model = self.load(ref)
         if self._engine is None or self._engine[0] != ref.name:
-            c = self.config.generation
-            settings = EngineSettings(
-                c.slots, c.length_bucket, c.prefill_tokens, float(c.cache_gib), c.cache_dtype, c.tensor
-            )
-            self._engine = (ref.name, Engine(model, settings))
+            self._engine = (ref.name, Engine(model, engine_settings(self.config.generation)))
         return self._engine[1]

@@ -1,5 +1,8 @@
 """Log-probabilities of responses, with the vocabulary's logits in memory for only a few positions at a time."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -10,30 +13,51 @@ from selfreward_jax.llama.params import Params
 from selfreward_jax.training.batches import Batch
 
 
-def token_logps(
-    config: LlamaConfig, params: Params, hidden_BWD: jax.Array, targets_BW: jax.Array, chunk: int
-) -> jax.Array:
-    """Log-probability of each target given its hidden state, float32 [B, W]; about [chunk, V] logits at a time.
-
-    A chunk is a few positions of every row, so that it is split over devices as the rows are. Logits are recomputed
-    in the backward pass instead of kept.
-    """
+def _by_chunks(one: Callable[[tuple[jax.Array, jax.Array]], Any], hidden_BWD: jax.Array, targets_BW: jax.Array,
+               chunk: int) -> Any:  # fmt: skip
+    """`one` of all positions, a few of every row at a time, so that a chunk is split over devices as the rows are."""
     B, W, D = hidden_BWD.shape
     size = min(max(chunk // B, 1), W)
     chunks = -(-W // size)
     fill = chunks * size - W
     hidden = jnp.pad(hidden_BWD, ((0, 0), (0, fill), (0, 0))).reshape(B, chunks, size, D)
     targets = jnp.pad(targets_BW, ((0, 0), (0, fill))).reshape(B, chunks, size)
+    found = jax.lax.map(one, (jnp.moveaxis(hidden, 1, 0), jnp.moveaxis(targets, 1, 0)))
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(B, -1)[:, :W], found)
+
+
+def token_logps(
+    config: LlamaConfig, params: Params, hidden_BWD: jax.Array, targets_BW: jax.Array, chunk: int
+) -> jax.Array:
+    """Log-probability of each target given its hidden state, float32 [B, W]; about [chunk, V] logits at a time.
+
+    Logits are recomputed in the backward pass instead of kept.
+    """
 
     @jax.checkpoint
     def one(x):
         hidden_BCD, targets_BC = x
-        logits_BCV = llama.logits(config, params, hidden_BCD)
-        picked_BC = jnp.take_along_axis(logits_BCV, targets_BC[..., None], axis=-1)[..., 0]
-        return picked_BC - jax.nn.logsumexp(logits_BCV, axis=-1)
+        return _pick(llama.logits(config, params, hidden_BCD), targets_BC)
 
-    logps = jax.lax.map(one, (jnp.moveaxis(hidden, 1, 0), jnp.moveaxis(targets, 1, 0)))
-    return jnp.moveaxis(logps, 0, 1).reshape(B, -1)[:, :W]
+    return _by_chunks(one, hidden_BWD, targets_BW, chunk)
+
+
+def greedy_token_logps(
+    config: LlamaConfig, params: Params, hidden_BWD: jax.Array, targets_BW: jax.Array, chunk: int
+) -> tuple[jax.Array, jax.Array]:
+    """As `token_logps`, and whether no token is more probable than the target, bool [B, W]."""
+
+    def one(x):
+        hidden_BCD, targets_BC = x
+        logits_BCV = llama.logits(config, params, hidden_BCD)
+        return _pick(logits_BCV, targets_BC), logits_BCV.argmax(axis=-1) == targets_BC
+
+    return _by_chunks(one, hidden_BWD, targets_BW, chunk)
+
+
+def _pick(logits_BCV: jax.Array, targets_BC: jax.Array) -> jax.Array:
+    picked_BC = jnp.take_along_axis(logits_BCV, targets_BC[..., None], axis=-1)[..., 0]
+    return picked_BC - jax.nn.logsumexp(logits_BCV, axis=-1)
 
 
 def response_logps(
@@ -59,26 +83,32 @@ def response_logps(
     Args:
       tail_starts_N, tail_weight: see `sum_tokens`.
     """
-    hidden_BTD = llama.hidden_states(
+    head, hidden_BWD = before_targets(
         config,
         params,
-        batch.tokens,
-        positions_BT=batch.positions,
-        segments=batch.segments,
+        batch,
+        rules,
         dtype=dtype,
         remat=remat,
         attention_backend=attention_backend,
-        rules=rules,
         dropout_rate=dropout_rate,
         dropout_key=dropout_key,
         adapter_dropout=adapter_dropout,
     )
-    hidden_BWD = jnp.take_along_axis(hidden_BTD, batch.sources[..., None], axis=1)
-    # The head is gathered once, not for every chunk.
-    name, axes = ("embed", ("vocab", None)) if config.tie_word_embeddings else ("head", (None, "vocab"))
-    head = {name: constrain(params[name], axes, rules)}
     logps_BW = token_logps(config, head, hidden_BWD, batch.targets, head_chunk)
     return sum_tokens(logps_BW, batch, tail_starts_N, tail_weight)
+
+
+def before_targets(
+    config: LlamaConfig, params: Params, batch: Batch, rules: Rules, **how: Any
+) -> tuple[Params, jax.Array]:
+    """The head, gathered once and not for every chunk, and the hidden state before each target, [B, W, D]."""
+    hidden_BTD = llama.hidden_states(
+        config, params, batch.tokens, positions_BT=batch.positions, segments=batch.segments, rules=rules, **how
+    )
+    name, axes = ("embed", ("vocab", None)) if config.tie_word_embeddings else ("head", (None, "vocab"))
+    head = {name: constrain(params[name], axes, rules)}
+    return head, jnp.take_along_axis(hidden_BTD, batch.sources[..., None], axis=1)
 
 
 def sum_tokens(
