@@ -37,8 +37,6 @@ class Desk(Work):
         if path.exists() and (not path.is_dir() or any(path.iterdir())) and not (path / "manifest.jsonl").exists():
             raise UserError(f"--output={path}: not empty and not an evaluation; choose a new folder.")
         super().__init__(root, config, interrupt)
-        if not self.manifest.path.exists():  # so that a folder whose first artefact was never finished is known again
-            write_atomic(self.manifest.path, "")
         self._adapters: dict[str, str] = {}  # of a run's M0, by the path of what it is merged into
         self._words: dict[str, tuple[LlamaConfig, Chat]] = {}
 

@@ -16,7 +16,17 @@ BASE = str(CONFIGS / "base.py")
 FIELDS = dict(leaves(base.get_config()))
 NUMBERS = {name: value for name, value in FIELDS.items() if type(value) in (int, float)}
 # Paths and names that only their reader can judge.
-FREE_TEXT = {"model.path", "model.adapter", "model.chat_template", "seeds.ift", "seeds.eft", "prompts.source"}
+FREE_TEXT = {
+    "judge.function",
+    "prompts.seeds",
+    "prompts.template",
+    "model.path",
+    "model.adapter",
+    "model.chat_template",
+    "seeds.ift",
+    "seeds.eft",
+    "prompts.source",
+}
 FREE_TEXT |= {"judge.template"}
 FREE_TEXT |= {f"mesh.rules.{axis}" for axis in dict(RULES)}
 
@@ -86,6 +96,7 @@ def test_a_value_that_is_no_choice_is_refused_and_all_choices_are_named(name):
     for choice in CHOICES[name]:
         config = changed(name, choice)
         config.checkpoint.held_out = 8.0  # which a choice of checkpoint rests on
+        config.judge.function = "math:floor" if choice == "function" else ""
         check(config)
 
 
