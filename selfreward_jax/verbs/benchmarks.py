@@ -248,6 +248,15 @@ def _response_row(row: Row) -> Row:
 # lm-evaluation-harness
 
 
+def check_tasks(names: Sequence[str], manager: Any) -> None:
+    """Raises `UserError` for a task that lm-eval's `TaskManager` doesn't know."""
+    for name in names:
+        if not manager.match_tasks([name]):
+            raise UserError(f"--tasks={name}: lm-eval has no such task.{did_you_mean(name, manager.all_tasks)}")
+    if not names:
+        raise UserError("--tasks: none named; lm-eval ls tasks lists them.")
+
+
 def harness(options: argparse.Namespace, overrides: Overrides, interrupt: Interrupt) -> None:
     if importlib.util.find_spec("lm_eval") is None:
         raise UserError("eval harness: lm-eval is not installed; pip install 'lm-eval>=0.4.13'.")
@@ -260,9 +269,7 @@ def harness(options: argparse.Namespace, overrides: Overrides, interrupt: Interr
 
     manager = TaskManager(include_path=options.include_path or None)
     names = [name.strip() for name in options.tasks.split(",") if name.strip()]
-    for name in names:
-        if not manager.match_tasks([name]):
-            raise UserError(f"--tasks={name}: lm-eval has no such task.{did_you_mean(name, manager.all_tasks)}")
+    check_tasks(names, manager)
     desk = _open(options, overrides, interrupt)
     ref = desk.ref(options.model)
     c = desk.config

@@ -2,11 +2,13 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from selfreward_jax import cli
-from selfreward_jax.verbs.benchmarks import model_name
+from selfreward_jax.core.errors import UserError
+from selfreward_jax.verbs.benchmarks import check_tasks, model_name
 from tests import tiny
 
 SETTINGS = [
@@ -107,8 +109,6 @@ def test_the_harness_writes_lm_evals_files_and_asks_nothing_twice(model, tmp_pat
     assert "log-likelihoods: 0/12" in capsys.readouterr().err
     assert cli.main([*words, "--tasks=tiny_task", "--apply_chat_template", *SHORT]) == 0
     assert "log-likelihoods" not in capsys.readouterr().err
-    assert cli.main([*words, "--tasks=tiny_tusk"]) == 2
-    assert "--tasks=tiny_tusk: lm-eval has no such task. Did you mean tiny_task" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -126,6 +126,16 @@ def test_a_wrong_word_is_one_line_and_makes_nothing(words, expected, tmp_path, m
     captured = capsys.readouterr()
     assert expected in captured.err and captured.err.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_task_that_lm_eval_does_not_know_is_named():
+    known = ["arc_easy", "hellaswag"]
+    manager = SimpleNamespace(all_tasks=known, match_tasks=lambda names: [n for n in names if n in known])
+    check_tasks(known, manager)
+    with pytest.raises(UserError, match="--tasks=arc_esy: lm-eval has no such task. Did you mean arc_easy"):
+        check_tasks(["hellaswag", "arc_esy"], manager)
+    with pytest.raises(UserError, match="none named"):
+        check_tasks([], manager)
 
 
 def test_the_harness_says_what_it_needs(monkeypatch, capsys):
