@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from absl import flags
@@ -212,25 +212,38 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
     """
     if not epath.Path(path).exists() or epath.Path(path).is_dir():
         raise UserError(f"--config={path}: no such file; see the folder configs/, for example configs/base.py.")
-    for override in overrides:
-        if not re.fullmatch(r"--config\.[\w.]+=.*", override, flags=re.DOTALL):
-            raise UserError(f"{override}: not understood; change a field with --config.FIELD=VALUE.")
-    arguments = ["selfreward", f"--config={path}", *overrides]
-    values = flags.FlagValues()
-    try:
-        config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
-        values(arguments)
-        config = values["config"].value
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        _explain_overrides(overrides)
-        # Of a whole traceback, which ml_collections makes its message, the last line says what is wrong.
-        raise UserError(f"--config={path}: {str(error).strip().splitlines()[-1]}") from None
-    except Exception as error:  # whatever the user's own Python file raises
-        raise UserError(f"--config={path}: {type(error).__name__}: {error}") from None
+    config = _with_overrides(config_flags.DEFINE_config_file, overrides, f"--config={path}", path)
     if not isinstance(config, ConfigDict):
         raise UserError(f"--config={path}: get_config() returned {type(config).__name__}, not a ConfigDict.")
     check(config)
     return config
+
+
+def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
+    """The same as `load_config`, for a configuration that is there already; that one is changed."""
+    if overrides:
+        config = _with_overrides(config_flags.DEFINE_config_dict, overrides, "--config", "", config)
+        check(config)
+    return config
+
+
+def _with_overrides(define: Callable[..., Any], overrides: Sequence[str], where: str, path: str, *given: Any) -> Any:
+    """What the flag that `define` makes comes to, of `path` or what is `given`."""
+    for override in overrides:
+        if not re.fullmatch(r"--config\.[\w.]+=.*", override, flags=re.DOTALL):
+            raise UserError(f"{override}: not understood; change a field with --config.FIELD=VALUE.")
+    arguments = ["selfreward", *([f"--config={path}"] if path else []), *overrides]
+    values = flags.FlagValues()
+    try:
+        define("config", *given, flag_values=values, sys_argv=arguments)
+        values(arguments)
+        return values["config"].value
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        _explain_overrides(overrides)
+        # Of a whole traceback, which ml_collections makes its message, the last line says what is wrong.
+        raise UserError(f"{where}: {str(error).strip().splitlines()[-1]}") from None
+    except Exception as error:  # whatever the user's own Python file raises
+        raise UserError(f"{where}: {type(error).__name__}: {error}") from None
 
 
 def _explain_overrides(overrides: Sequence[str]) -> None:

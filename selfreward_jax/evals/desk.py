@@ -25,7 +25,8 @@ class Desk(Work):
         """Opens or begins one.
 
         Args:
-          config: of `judge`, `respond`, `generation`, `mesh`, and `model.dtype`; `model.path` is not used.
+          config: of `judge`, `respond`, `generation`, `mesh`, and `model.dtype`; `model.chat_template` is for the
+            model at `model.path` alone, a run's M0.
 
         Raises:
           UserError: the folder holds other things.
@@ -54,7 +55,8 @@ class Desk(Work):
 
     def words(self, ref: ModelRef) -> tuple[LlamaConfig, Chat]:
         if ref.name not in self._words:
-            self._words[ref.name] = load_chat(ref.name)
+            c = self.config.model
+            self._words[ref.name] = load_chat(ref.name, c.chat_template if ref.name == c.path else "")
         return self._words[ref.name]
 
     def _read(self, ref: ModelRef) -> Model:

@@ -8,22 +8,30 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 
 from selfreward_jax.core.progress import say
-from selfreward_jax.core.rows import Judgement, Prompt, Response, content_id, load_rows
+from selfreward_jax.core.rows import Judgement, Prompt, Response, Row, content_id, load_rows
 from selfreward_jax.core.tokens import Chat
 from selfreward_jax.engine.generate import Completion, Reading, Request
 from selfreward_jax.engine.sampling import SamplingSettings
 from selfreward_jax.methods.judging import JudgeTemplate, parse_score
 from selfreward_jax.methods.score_slot import LABEL, ScoreSlot, distribution, expected_score, likeliest_score
-from selfreward_jax.stages.sampling import report, sample_artefact, sampling_settings
+from selfreward_jax.stages.sampling import read_artefact, sample_artefact, sampling_settings
 from selfreward_jax.stages.work import ModelRef, Work
 
 
 def judge(
-    work: Work, folder: str, model: ModelRef, prompts: Sequence[Prompt], responses: Sequence[Response]
+    work: Work,
+    folder: str,
+    model: ModelRef,
+    prompts: Sequence[Prompt],
+    responses: Sequence[Response],
+    watch: Callable[[Row], None] = lambda row: None,
 ) -> list[Judgement]:
     """Judges every answer `judge.samples` times, to `FOLDER/judgements.jsonl` in the answers' order.
 
     An answer whose judge prompt doesn't fit the model's context gets no judgement, and so can't be ranked.
+
+    Args:
+      watch: sees every sampled judgement as it comes; may raise to end the work, which keeps what there is.
     """
     c = work.config.judge
     template = JudgeTemplate(c.template)
@@ -53,12 +61,14 @@ def judge(
     if not requests:
         work.write(artefact, inputs, "")
     elif slot and not needs_sampling(c.method, c.rationale):
-        _read_artefact(work, artefact, inputs, model, requests, slot, title)
+        to_row = functools.partial(_slot_row, model.hash, c.method)
+        at_slot = slot_requests(requests, slot)
+        read_artefact(work, artefact, inputs, model, at_slot, slot.candidates, to_row, "response_id", title)
     else:
         to_row = functools.partial(judgement_row, model.hash, c.method)
         settings, reading = judge_sampling(sampling_settings(c), slot)
         sample_artefact(
-            work, artefact, inputs, model, requests, c.samples, settings, to_row, "response_id", title, reading
+            work, artefact, inputs, model, requests, c.samples, settings, to_row, "response_id", title, reading, watch
         )
     return load_rows(work.root / artefact, Judgement) if requests else []
 
@@ -89,11 +99,13 @@ def judge_requests(
     return requests
 
 
-def judge_sampling(settings: SamplingSettings, slot: ScoreSlot | None) -> tuple[SamplingSettings, Reading | None]:
+def judge_sampling(
+    settings: SamplingSettings, slot: ScoreSlot | None, label: str = LABEL
+) -> tuple[SamplingSettings, Reading | None]:
     """Settings for judgements; where the score is read, reasons end where the model itself begins to write it."""
     if slot is None:
         return settings, None
-    stop = (*settings.stop, LABEL)
+    stop = (*settings.stop, label)
     made = SamplingSettings(**{**settings.__dict__, "stop": stop})
     return made, Reading(slot.feed, slot.candidates, slot.longest)
 
@@ -120,23 +132,10 @@ def read_row(
     return Judgement(id, response_id, index, text, score, stop_reason, probs)
 
 
+def _slot_row(model_hash: str, method: str, request: Request, logps: Sequence[float]) -> Judgement:
+    return read_row(model_hash, method, request.id, 0, "", "read", logps)
+
+
 def slot_requests(requests: Sequence[Request], slot: ScoreSlot) -> list[Request]:
     """Judge prompts that go on to where the score stands, with no reasons before it."""
     return [Request(r.id, (*r.prompt_ids, *slot.feed(""))) for r in requests]
-
-
-def _read_artefact(
-    work: Work, artefact: str, inputs: dict, model: ModelRef, requests: Sequence[Request], slot: ScoreSlot, title: str
-) -> None:
-    """One judgement an answer, read without sampling."""
-    place = {r.id: n for n, r in enumerate(requests)}
-    with work.growing(artefact, inputs, title, len(requests)) as rows:
-        done = {row["response_id"] for row in rows.before}
-        if len(done) < len(requests):
-            engine = work.engine(model)
-            before = dict(engine.counters)
-            for request, logps in engine.read(slot_requests(requests, slot), slot.candidates, done=done):
-                row = read_row(model.hash, work.config.judge.method, request.id, 0, "", "read", logps)
-                rows.add(row, len(request.prompt_ids))
-            report(title, engine, before)
-    work.finish(artefact, inputs, lambda row: place[row["response_id"]])

@@ -1,9 +1,11 @@
 """What `respond` and `judge` share: requests to a model, sampled into an artefact as they finish."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from selfreward_jax.core.progress import say
+from selfreward_jax.core.rows import Row
 from selfreward_jax.engine.generate import Completion, Engine, Reading, Request
 from selfreward_jax.engine.sampling import SamplingSettings
 from selfreward_jax.stages.work import ModelRef, Work
@@ -34,14 +36,18 @@ def sample_artefact(
     identify: str,
     title: str,
     reading: Reading | None = None,
+    watch: Callable[[Row], None] = lambda row: None,
 ) -> None:
     """Samples every request `samples` times and writes the rows, in the requests' order, as one artefact.
 
     Args:
       identify: the field of a row that holds its request's id; `index` holds the sample's number.
+      watch: sees every row once it is kept, those of an earlier session first; may raise to end the work.
     """
     place = {r.id: n for n, r in enumerate(requests)}
     with work.growing(artefact, inputs, title, samples * len(requests)) as rows:
+        for row in rows.before:
+            watch(row)
         done = {(row[identify], row["index"]) for row in rows.before}
         if len(done) < samples * len(requests):
             engine = work.engine(ref)
@@ -50,9 +56,35 @@ def sample_artefact(
             for made in engine.run(
                 requests, samples, settings, seed=work.config.seed, purpose=purpose, done=done, reading=reading
             ):
-                rows.add(to_row(made), len(made.token_ids), slots_in_use(engine))
+                row = to_row(made)
+                rows.add(row, len(made.token_ids), slots_in_use(engine))
+                watch(dataclasses.asdict(row))
             report(title, engine, before)
     work.finish(artefact, inputs, lambda row: (place[row[identify]], row["index"]))
+
+
+def read_artefact(
+    work: Work,
+    artefact: str,
+    inputs: dict[str, Any],
+    ref: ModelRef,
+    requests: Sequence[Request],
+    candidates: tuple[int, ...],
+    to_row: Callable[[Request, Sequence[float]], Any],
+    identify: str,
+    title: str,
+) -> None:
+    """Reads how probable each candidate is after every request, a row each, without sampling."""
+    place = {r.id: n for n, r in enumerate(requests)}
+    with work.growing(artefact, inputs, title, len(requests)) as rows:
+        done = {row[identify] for row in rows.before}
+        if len(done) < len(requests):
+            engine = work.engine(ref)
+            before = dict(engine.counters)
+            for request, logps in engine.read(requests, candidates, done=done):
+                rows.add(to_row(request, logps), len(request.prompt_ids))
+            report(title, engine, before)
+    work.finish(artefact, inputs, lambda row: place[row[identify]])
 
 
 def slots_in_use(engine: Engine) -> str:

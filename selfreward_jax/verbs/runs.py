@@ -35,9 +35,14 @@ def _config(options: argparse.Namespace, overrides: Overrides) -> ConfigDict:
         raise UserError(f"--workdir={options.workdir}: no run there yet; give --config=FILE to begin one.")
     if overrides:
         raise UserError(f"{overrides[0]}: give --config=FILE too; the configuration of a run is not changed in place.")
+    return config_of_run(path.parent)
+
+
+def config_of_run(root: epath.Path) -> ConfigDict:
+    """The configuration of the run in a folder. Raises `UserError` if there is none."""
     config: Any = base.get_config()
     with config.ignore_type():
-        config.update(stored_config(path.parent))
+        config.update(stored_config(root))
     config.prompts.keywords = tuple(config.prompts.keywords)
     config.respond.stop = tuple(config.respond.stop)
     config.lora.targets = tuple(config.lora.targets)
