@@ -66,7 +66,10 @@ def load_questions(path: str) -> list[Question]:
       UserError: a missing file or a wrong row.
     """
     rows = read_rows(path, lambda row: _question(_asked(row), row), "rows with a prompt")
-    questions = list({q.prompt.id: q for q in reversed(rows)}.values())[::-1]
+    first: dict[str, Question] = {}
+    for question in rows:
+        first.setdefault(question.prompt.id, question)
+    questions = list(first.values())
     if len(questions) < len(rows):
         say(f"{path}: {len(rows) - len(questions)} of {len(rows)} rows repeat a prompt and are left out")
     return questions

@@ -5,12 +5,14 @@ was stopped goes on where it was, and one whose inputs have not changed is not d
 """
 
 import json
+from typing import Any
 
 from etils import epath
 from ml_collections import ConfigDict
 
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.interrupt import Interrupt
+from selfreward_jax.core.store import Journal, write_atomic
 from selfreward_jax.core.tokens import Chat
 from selfreward_jax.llama.config import LlamaConfig
 from selfreward_jax.llama.load import MODEL_FILE, Model, load_chat, load_model
@@ -37,6 +39,11 @@ class Desk(Work):
         super().__init__(root, config, interrupt)
         self._adapters: dict[str, str] = {}  # of a run's M0, by the path of what it is merged into
         self._words: dict[str, tuple[LlamaConfig, Chat]] = {}
+
+    def journal(self, artefact: str, inputs: dict[str, Any]) -> Journal:
+        if not self.manifest.path.exists():
+            write_atomic(self.manifest.path, "")  # a stop before the first artefact leaves an evaluation too
+        return super().journal(artefact, inputs)
 
     def ref(self, path: str) -> ModelRef:
         """A model by its path: a Hugging Face folder, a .gguf file, `package:NAME` or a run's model.

@@ -33,11 +33,13 @@ class Side:
 
     Attributes:
       name: for people.
+      path: where it came from.
       hash: of the model's weights, or of the answers.
       folder: for what belongs to these answers alone, whomever they are compared with.
     """
 
     name: str
+    path: str
     hash: str
     folder: str
     answers: tuple[Response, ...]
@@ -68,7 +70,7 @@ class Asked:
     questions: tuple[Question, ...]
 
 
-def answered(desk: Desk, name: str, ref: ModelRef, questions: Sequence[Question], folder: str = "") -> Side:
+def answered(desk: Desk, name: str, path: str, ref: ModelRef, questions: Sequence[Question], folder: str = "") -> Side:
     """A model's side: one answer to each prompt, sampled with the settings of `respond`.
 
     Args:
@@ -77,19 +79,19 @@ def answered(desk: Desk, name: str, ref: ModelRef, questions: Sequence[Question]
     Raises:
       UserError: a prompt is too long for the model's context.
     """
-    folder = folder or f"{safe_name(name)}-{ref.hash[:8]}"
+    folder = folder or f"{safe_name(path)}-{ref.hash[:8]}"
     made = {r.prompt_id: r for r in respond(desk, folder, ref, [q.prompt for q in questions])}
-    return Side(name, ref.hash, folder, tuple(made[q.prompt.id] for q in questions))
+    return Side(name, path, ref.hash, folder, tuple(made[q.prompt.id] for q in questions))
 
 
-def given(name: str, questions: Sequence[Question], texts: Sequence[str]) -> Side:
+def given(name: str, path: str, questions: Sequence[Question], texts: Sequence[str]) -> Side:
     """A file's side."""
     answers = tuple(
         Response(content_id("given", q.prompt.id, text), q.prompt.id, 0, (), text, "given", 0.0)
         for q, text in zip(questions, texts, strict=True)
     )
     hash = content_id([[r.prompt_id, r.text] for r in answers])
-    return Side(name, hash, f"{safe_name(name)}-{hash[:8]}", answers)
+    return Side(name, path, hash, f"{safe_name(path)}-{hash[:8]}", answers)
 
 
 def safe_name(path: str) -> str:
@@ -157,8 +159,8 @@ def head_to_head(
     desk.write(f"{where}{ROWS}", made, "".join(map(to_line, told)))
     result = {
         "kind": "winrate",
-        "a": {"name": a.name, "hash": a.hash},
-        "b": {"name": b.name, "hash": b.hash},
+        "a": {"name": a.name, "path": a.path, "hash": a.hash},
+        "b": {"name": b.name, "path": b.path, "hash": b.hash},
         "judge": referee.name,
         "judge_hash": referee.ref.hash,
         "score": referee.score,

@@ -75,8 +75,9 @@ def measure(comparisons: Sequence[Comparison]) -> dict[str, Any]:
     """The numbers of a head-to-head, JSON-compatible; intervals are of 95 %, shares from 0 to 1.
 
     `win`, `tie`, `lose` are shares of the `n` prompts with an outcome, with Wilson's interval; `win_rate` counts a tie
-    as half a win. `agreement` is the share of prompts judged in both orders that had the same winner (or tie) in both,
-    `position` how many of the orders with a winner went to the answer shown first.
+    as half a win. Of the prompts judged in both orders, `preference` is the mean of all verdicts or probabilities, in
+    which a judge's liking for a place cancels, and `agreement` the share with the same winner (or tie) in both;
+    `position` is how many of the orders with a winner went to the answer shown first.
     """
     decided = [c for c in comparisons if c.outcome is not None]
     outcomes: list[Outcome] = [c.outcome for c in decided if c.outcome is not None]
@@ -87,9 +88,12 @@ def measure(comparisons: Sequence[Comparison]) -> dict[str, Any]:
     first = [side(p if n == 0 else 1 - p) for c in comparisons for n, p in enumerate(c.orders) if p is not None]
     wins_first, clear = first.count("win"), len(first) - first.count("tie")
     win_rate = _win_rate(counts, points)
-    controlled = length_controlled(points.tolist(), [c.length_a for c in decided], [c.length_b for c in decided])
-    if counts["win"] == len(decided) or counts["lose"] == len(decided):
-        controlled = win_rate  # lengths explain nothing, and no draw of the bootstrap differs
+    if max(counts.values()) == len(decided):  # lengths explain nothing
+        controlled = win_rate
+    else:
+        lengths = [c.length_a for c in decided], [c.length_b for c in decided]
+        controlled = length_controlled(points.tolist(), *lengths)
+    liked = np.array([math.fsum(p for p in c.orders if p is not None) / 2 for c in decided if len(c.orders) == 2])
     return {
         "prompts": len(comparisons),
         "n": len(decided),
@@ -97,6 +101,7 @@ def measure(comparisons: Sequence[Comparison]) -> dict[str, Any]:
         **{name: _share(counts[name], len(decided)).to_json() for name in get_args(Outcome)},
         "win_rate": win_rate.to_json(),
         "lc_win_rate": controlled.to_json(),
+        "preference": bootstrap(len(liked), lambda draw: float(liked[draw].mean())).to_json(),
         "sign_test_p": sign_test(counts["win"], counts["lose"]),
         "agreement": sum(len(set(pair)) == 1 for pair in both) / len(both) if both else None,
         "position": {"first": wins_first / clear if clear else None, "n": clear},
@@ -132,6 +137,9 @@ def _share(count: int, n: int) -> Interval:
 def _win_rate(counts: dict[Outcome, int], points: np.ndarray) -> Interval:
     if not counts["tie"]:
         return _share(counts["win"], len(points))
+    if counts["tie"] == len(points):  # no draw of a bootstrap differs; what is no tie may yet all go to one side
+        half = _share(counts["tie"], len(points)).low / 2
+        return Interval(0.5, half, 1 - half)
     return bootstrap(len(points), lambda draw: float(points[draw].mean()))
 
 

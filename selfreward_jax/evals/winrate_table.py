@@ -34,6 +34,7 @@ def winrate_table(results: Sequence[Row]) -> Table:
     line("mean length A, B, characters", lambda r: f"{_round(r['length_a'])}, {_round(r['length_b'])}")
     line("different answers A, B", lambda r: f"{_percent(r['distinct_a'])}, {_percent(r['distinct_b'])}")
     if any(r["score"] == "pairwise" for r in results):
+        line("preference for A, orders averaged", lambda r: _interval(r["preference"]))
         line("same verdict in both orders", lambda r: _percent(r["agreement"]))
         line("won by the answer shown first", lambda r: _percent(r["position"]["first"]))
         line("verdicts read", lambda r: _percent(r["parse_rate"]))

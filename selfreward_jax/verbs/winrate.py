@@ -67,9 +67,10 @@ def _of_two(
     claim(desk, settings)
 
     def side(path: str) -> Side:
+        name = _name(path, options.sides)
         if path in files:
-            return given(path, asked.questions, texts[path])
-        return answered(desk, path, desk.ref(path), asked.questions)
+            return given(name, path, asked.questions, texts[path])
+        return answered(desk, name, path, desk.ref(path), asked.questions)
 
     a, b = map(side, options.sides)
     referee = Referee(options.judge, desk.ref(options.judge), options.score, _samples(options, config), template)
@@ -93,9 +94,17 @@ def _of_run(
     claim(desk, settings)
     if not options.judge:
         say(f"{judge} judges its own answers too; --judge=MODEL asks another")
-    sides = {n: answered(desk, n.upper(), desk.ref(str(root / n)), asked.questions, n) for n in names}
+    sides = {}
+    for n in names:
+        sides[n] = answered(desk, n.upper(), str(root / n), desk.ref(str(root / n)), asked.questions, n)
     referee = Referee(judge, desk.ref(judge_path), options.score, _samples(options, config), template)
     return [head_to_head(desk, f"{a}_{b}", asked, sides[a], sides[b], referee, settings) for a, b in pairs], desk
+
+
+def _name(path: str, sides: Sequence[str]) -> str:
+    """A side for people: the last part of its path, if that tells it from the other."""
+    last = [p.rstrip("/").rpartition("/")[2] for p in sides]
+    return last[sides.index(path)] if last[0] != last[1] else path
 
 
 def _config(options: argparse.Namespace, overrides: Overrides) -> ConfigDict:
@@ -187,6 +196,11 @@ def _show(results: Sequence[Row], desk: Desk) -> None:
         if shown:
             console.print(shown)
     for r in results:
+        if r["agreement"] is not None and r["agreement"] < 0.5:
+            console.print(
+                f"{r['judge']} contradicts itself on {1 - r['agreement']:.0%} of the prompts when the answers change"
+                " places: such ties say little. A stronger judge, --samples, or --score=absolute may say more"
+            )
         for name in ("a", "b"):
             if r["n"] > 1 and r[f"distinct_{name}"] < 0.5:
                 console.print(
