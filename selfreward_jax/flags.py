@@ -237,6 +237,40 @@ def harness_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--apply_chat_template", action="store_true", help="ask in the model's chat template")
 
 
+def eval_winrate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "sides", nargs="*", metavar="A B",
+        help="two models, or files of answers: JSONL with prompt and response, or AlpacaEval's JSON",
+    )  # fmt: skip
+    parser.add_argument(
+        "--workdir", default="", metavar="RUN", help="instead of A and B: each M_t of a run against M_{t-1} and M1"
+    )
+    parser.add_argument(
+        "--prompts", default="", metavar="FILE",
+        help="JSONL with prompt, and perhaps category (default: the prompts of a file of answers)",
+    )  # fmt: skip
+    parser.add_argument("--judge", default="", metavar="DIR", help="a model (default with --workdir: its last one)")
+    parser.add_argument(
+        "--score", default="pairwise", choices=["pairwise", "absolute"],
+        help="pairwise: which of two answers is better, in both orders (default);"
+        " absolute: each answer's mean score by itself",
+    )  # fmt: skip
+    parser.add_argument(
+        "--samples", type=number(int, 1), default=0, metavar="N",
+        help="verdicts in each order (default 1), or scores an answer (default judge.samples)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max_prompts", type=number(int, 1), default=0, metavar="N", help="at most so many, drawn by the seed"
+    )
+    parser.add_argument(
+        "--template", default="", metavar="FILE", help="pairwise template with {{prompt}}, {{first}} and {{second}}"
+    )
+    parser.add_argument(
+        "--output", default="", metavar="DIR", help="default with --workdir: RUN/eval/winrate/ and the prompts' name"
+    )
+    parser.add_argument("--config", default="", metavar="FILE", help="configuration (default: the run's, or base.py)")
+
+
 @dataclasses.dataclass(frozen=True)
 class Verb:
     """What stands behind a word of the command line.
@@ -273,6 +307,7 @@ VERBS: dict[str, Verb] = {
     "eval harness": Verb("tasks of lm-evaluation-harness", harness_arguments, "benchmarks:harness"),
     "chat": Verb("talk to a model in the terminal", chat_arguments, "models:chat"),
     "eval judge": Verb("a judge's scores against the ranks that people gave", eval_judge_arguments, "evals:judge"),
+    "eval winrate": Verb("head-to-head: whose answers a judge prefers", eval_winrate_arguments, "winrate:winrate"),
 }
 
 # Group: one line of help.

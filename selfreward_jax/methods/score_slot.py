@@ -1,7 +1,8 @@
 """Scores from the model's distribution: what stands after `Score:` is read, not sampled.
 
 A judgement then always has a score. It is the most probable one (*completion*), or the mean of the distribution over
-0 to 5 (*expected*), which tells apart answers that a single digit can't.
+0 to 5 (*expected*), which tells apart answers that a single digit can't. A pairwise judge's `Verdict: [[` is read in
+the same way.
 """
 
 import dataclasses
@@ -17,11 +18,11 @@ LABEL = "Score:"
 
 @dataclasses.dataclass(frozen=True)
 class ScoreSlot:
-    """How a tokenizer writes the line of the score.
+    """How a tokenizer writes the line of the score, or of another answer that is one token long.
 
     Attributes:
       after_text, after_line: tokens up to the score, where the text before them ends within a line, and at its end.
-      candidates: the token of each score, 0 to 5.
+      candidates: the token of each score, 0 to 5, or of each other option.
     """
 
     after_text: tuple[int, ...]
@@ -29,14 +30,20 @@ class ScoreSlot:
     candidates: tuple[int, ...]
 
     @classmethod
-    def of(cls, chat: Chat) -> "ScoreSlot":
-        """Raises `UserError` if the tokenizer writes a score with more than one token, or two with the same."""
-        text, candidates = _split(chat, f"\n{LABEL} ")
-        line, same = _split(chat, f"{LABEL} ")
+    def of(
+        cls, chat: Chat, start: str = f"{LABEL} ", options: Sequence[object] = SCORES, what: str = "score"
+    ) -> "ScoreSlot":
+        """The slot after `start` for one of the options.
+
+        Raises:
+          UserError: the tokenizer writes an option with more than one token, or two with the same.
+        """
+        text, candidates = _split(chat, f"\n{start}", options, what)
+        line, same = _split(chat, start, options, what)
         if candidates != same:
             raise UserError(
-                f"config.judge.method: this tokenizer writes the score after {LABEL!r} in more ways than one, so it"
-                " can't be read from the distribution; use sampled."
+                f"config.judge.method: this tokenizer writes the {what} after {start.strip()!r} in more ways than one,"
+                " so it can't be read from the distribution; use sampled."
             )
         return cls(text, line, candidates)
 
@@ -50,21 +57,21 @@ class ScoreSlot:
         return max(len(self.after_text), len(self.after_line)) + 1
 
 
-def _split(chat: Chat, start: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Tokens that `start` has before every score, and each score's own."""
-    written = [tuple(chat.text_ids(f"{start}{n}")) for n in SCORES]
+def _split(chat: Chat, start: str, options: Sequence[object], what: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Tokens that `start` has before every option, and each option's own."""
+    written = [tuple(chat.text_ids(f"{start}{option}")) for option in options]
     common = next((n for n, ids in enumerate(zip(*written, strict=False)) if len(set(ids)) > 1), 0)
     own = [ids[common:] for ids in written]
     if not common or any(len(ids) != 1 for ids in own):
         raise UserError(
-            f"config.judge.method: this tokenizer does not write the scores after {LABEL!r} as one token each, so they"
-            " can't be read from the distribution; use sampled."
+            f"config.judge.method: this tokenizer does not write the {what}s after {start.strip()!r} as one token each,"
+            " so they can't be read from the distribution; use sampled."
         )
     return written[0][:common], tuple(ids[0] for ids in own)
 
 
 def distribution(logps: Sequence[float]) -> tuple[float, ...]:
-    """Probabilities of the scores 0 to 5, given that one of them comes."""
+    """Probabilities of the scores 0 to 5, or of other options, given that one of them comes."""
     top = max(logps)
     weights = [math.exp(x - top) for x in logps]
     total = math.fsum(weights)

@@ -15,7 +15,7 @@ from selfreward_jax.engine.sampling import SamplingSettings
 from selfreward_jax.methods.judge_function import JudgeFunction, checked_score, load_function, source_hash
 from selfreward_jax.methods.judging import JudgeTemplate, parse_score
 from selfreward_jax.methods.score_slot import LABEL, ScoreSlot, distribution, expected_score, likeliest_score
-from selfreward_jax.stages.sampling import report, sample_artefact, sampling_settings
+from selfreward_jax.stages.sampling import read_artefact, sample_artefact, sampling_settings
 from selfreward_jax.stages.work import ModelRef, Work
 
 
@@ -68,7 +68,9 @@ def judge(
     if not requests:
         work.write(artefact, inputs, "")
     elif slot and not needs_sampling(c.method, c.rationale):
-        _read_artefact(work, artefact, inputs, model, requests, slot, title)
+        to_row = functools.partial(_slot_row, model.hash, c.method)
+        at_slot = slot_requests(requests, slot)
+        read_artefact(work, artefact, inputs, model, at_slot, slot.candidates, to_row, "response_id", title)
     else:
         to_row = functools.partial(judgement_row, model.hash, c.method)
         settings, reading = judge_sampling(sampling_settings(c), slot)
@@ -104,11 +106,13 @@ def judge_requests(
     return requests
 
 
-def judge_sampling(settings: SamplingSettings, slot: ScoreSlot | None) -> tuple[SamplingSettings, Reading | None]:
+def judge_sampling(
+    settings: SamplingSettings, slot: ScoreSlot | None, label: str = LABEL
+) -> tuple[SamplingSettings, Reading | None]:
     """Settings for judgements; where the score is read, reasons end where the model itself begins to write it."""
     if slot is None:
         return settings, None
-    stop = (*settings.stop, LABEL)
+    stop = (*settings.stop, label)
     made = SamplingSettings(**{**settings.__dict__, "stop": stop})
     return made, Reading(slot.feed, slot.candidates, slot.longest)
 
@@ -135,6 +139,10 @@ def read_row(
     return Judgement(id, response_id, index, text, score, stop_reason, probs)
 
 
+def _slot_row(model_hash: str, method: str, request: Request, logps: Sequence[float]) -> Judgement:
+    return read_row(model_hash, method, request.id, 0, "", "read", logps)
+
+
 def slot_requests(requests: Sequence[Request], slot: ScoreSlot) -> list[Request]:
     """Judge prompts that go on to where the score stands, with no reasons before it."""
     return [Request(r.id, (*r.prompt_ids, *slot.feed(""))) for r in requests]
@@ -158,20 +166,3 @@ def _call_function(
         work.interrupt.check()
     work.write(artefact, inputs, "".join(map(to_line, rows)))
     return rows
-
-
-def _read_artefact(
-    work: Work, artefact: str, inputs: dict, model: ModelRef, requests: Sequence[Request], slot: ScoreSlot, title: str
-) -> None:
-    """One judgement an answer, read without sampling."""
-    place = {r.id: n for n, r in enumerate(requests)}
-    with work.growing(artefact, inputs, title, len(requests)) as rows:
-        done = {row["response_id"] for row in rows.before}
-        if len(done) < len(requests):
-            engine = work.engine(model)
-            before = dict(engine.counters)
-            for request, logps in engine.read(slot_requests(requests, slot), slot.candidates, done=done):
-                row = read_row(model.hash, work.config.judge.method, request.id, 0, "", "read", logps)
-                rows.add(row, len(request.prompt_ids))
-            report(title, engine, before)
-    work.finish(artefact, inputs, lambda row: place[row["response_id"]])

@@ -63,6 +63,30 @@ def sample_artefact(
     work.finish(artefact, inputs, lambda row: (place[row[identify]], row["index"]))
 
 
+def read_artefact(
+    work: Work,
+    artefact: str,
+    inputs: dict[str, Any],
+    ref: ModelRef,
+    requests: Sequence[Request],
+    candidates: tuple[int, ...],
+    to_row: Callable[[Request, Sequence[float]], Any],
+    identify: str,
+    title: str,
+) -> None:
+    """Reads how probable each candidate is after every request, a row each, without sampling."""
+    place = {r.id: n for n, r in enumerate(requests)}
+    with work.growing(artefact, inputs, title, len(requests)) as rows:
+        done = {row[identify] for row in rows.before}
+        if len(done) < len(requests):
+            engine = work.engine(ref)
+            before = dict(engine.counters)
+            for request, logps in engine.read(requests, candidates, done=done):
+                rows.add(to_row(request, logps), len(request.prompt_ids))
+            report(title, engine, before)
+    work.finish(artefact, inputs, lambda row: place[row[identify]])
+
+
 def slots_in_use(engine: Engine) -> str:
     used, all_slots = engine.in_use
     return f"{used}/{all_slots} slots" if all_slots else ""

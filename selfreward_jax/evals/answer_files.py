@@ -1,0 +1,191 @@
+"""Prompts to compare answers on, and answers that lie in files: JSONL, or the JSON arrays of AlpacaEval."""
+
+import dataclasses
+import json
+import random
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+from etils import epath
+
+from selfreward_jax.core.errors import UserError
+from selfreward_jax.core.progress import say
+from selfreward_jax.core.rows import Prompt, Row, as_messages, content_id, last_request, parse_row, read_jsonl
+
+T = TypeVar("T")
+Messages = tuple[dict[str, str], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """A prompt with its category ("" for none) and its `id` in its file ("" for none)."""
+
+    prompt: Prompt
+    category: str = ""
+    key: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """An answer of a file; its prompt stands beside it (`messages`), or elsewhere and is named by its `id` (`key`)."""
+
+    messages: Messages | None
+    key: str
+    category: str
+    text: str
+
+
+def is_answer_file(path: str) -> bool:
+    """Whether a path means answers, and not a model."""
+    return path.endswith((".jsonl", ".json"))
+
+
+def read_rows(path: str, parse: Callable[[Row], T], what: str) -> list[T]:
+    """Rows of a JSONL file or of a JSON array (`.json`).
+
+    Raises:
+      UserError: see `read_jsonl`.
+    """
+    if not path.endswith(".json"):
+        return read_jsonl(path, parse, what)
+    if not epath.Path(path).exists() or epath.Path(path).is_dir():
+        raise UserError(f"{path}: no such file; it should hold {what}.")
+    try:
+        rows = json.loads(epath.Path(path).read_bytes().decode("utf-8-sig"))
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error}); name it .jsonl if it has an object a line.") from None
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+        raise UserError(f"{path}: should hold {what}, a JSON array of objects.")
+    return [parse_row(row, parse, f"{path}: item {n}") for n, row in enumerate(rows, 1)]
+
+
+def load_questions(path: str) -> list[Question]:
+    """Rows with `prompt`, or `instruction` and perhaps `input`; `category` and `id` are optional. None comes twice.
+
+    Raises:
+      UserError: a missing file or a wrong row.
+    """
+    rows = read_rows(path, lambda row: _question(_asked(row), row), "rows with a prompt")
+    first: dict[str, Question] = {}
+    for question in rows:
+        first.setdefault(question.prompt.id, question)
+    questions = list(first.values())
+    if len(questions) < len(rows):
+        say(f"{path}: {len(rows) - len(questions)} of {len(rows)} rows repeat a prompt and are left out")
+    return questions
+
+
+def load_answers(path: str) -> list[Answer]:
+    """Rows with `prompt` and `response`, or `instruction` and `output`, or `id` and `response`.
+
+    Raises:
+      UserError: a missing file, a wrong row, or two answers to one prompt.
+    """
+    answers = read_rows(path, _answer, "answers, rows with prompt and response")
+    seen: dict[str, int] = {}
+    for number, answer in enumerate(answers, 1):
+        key = content_id(answer.messages) if answer.messages else f"id {answer.key}"
+        if key in seen:
+            what = shorten(last_request(answer.messages)) if answer.messages else f"id {answer.key}"
+            raise UserError(
+                f"{path}: rows {seen[key]} and {number} answer the same prompt ({what}); keep one answer to each,"
+                " of one model."
+            )
+        seen[key] = number
+    return answers
+
+
+def questions_of(path: str, answers: Sequence[Answer]) -> list[Question]:
+    """The prompts that a file's answers bring along.
+
+    Raises:
+      UserError: they name them by `id` alone.
+    """
+    if any(a.messages is None for a in answers):
+        raise UserError(f"{path}: names its prompts by id alone; give them with --prompts=FILE.")
+    return [_question(a.messages, {"category": a.category, "id": a.key}) for a in answers if a.messages]
+
+
+def match(path: str, answers: Sequence[Answer], questions: Sequence[Question]) -> list[str]:
+    """The file's answer to each question.
+
+    Raises:
+      UserError: some have none, with how many and the first of them.
+    """
+    by_prompt = {content_id(a.messages): a.text for a in answers if a.messages}
+    by_key = {a.key: a.text for a in answers if not a.messages}
+    found = [by_prompt.get(q.prompt.id, by_key.get(q.key) if q.key else None) for q in questions]
+    missing = [q for q, text in zip(questions, found, strict=True) if text is None]
+    if missing:
+        raise UserError(
+            f"{path}: no answer to {len(missing)} of {len(questions)} prompts; the first: {_shown(missing[0])}."
+            f" The file answers {len(answers)}; its first: {_shown_answer(answers[0])}."
+        )
+    return [text for text in found if text is not None]
+
+
+def check_same(paths: tuple[str, str], sides: tuple[Sequence[Question], Sequence[Question]]) -> None:
+    """Raises `UserError` if two files answer different prompts, with counts and the first that only one has."""
+    ids = [{q.prompt.id for q in side} for side in sides]
+    if ids[0] == ids[1]:
+        return
+    told = []
+    for own, other in ((0, 1), (1, 0)):
+        only = [(n, q) for n, q in enumerate(sides[own], 1) if q.prompt.id not in ids[other]]
+        if only:
+            told.append(f"{len(only)} only in {paths[own]}, the first in row {only[0][0]}: {_shown(only[0][1])}")
+    raise UserError(
+        f"{paths[0]} and {paths[1]} answer different prompts: {len(ids[0])} and {len(ids[1])},"
+        f" {len(ids[0] & ids[1])} in both; {'; '.join(told)}. Give those to compare on with --prompts=FILE."
+    )
+
+
+def choose(questions: Sequence[Question], most: int, seed: int) -> list[Question]:
+    """At most `most` of them (0: all), drawn by the seed, in their order."""
+    if not most or len(questions) <= most:
+        return list(questions)
+    return [questions[i] for i in sorted(random.Random(seed).sample(range(len(questions)), most))]
+
+
+def shorten(text: str, most: int = 60) -> str:
+    """A text on one line, quoted, for messages."""
+    line = " ".join(text.split())
+    return repr(line if len(line) <= most else f"{line[:most].rstrip()}...")
+
+
+def _shown(question: Question) -> str:
+    return shorten(last_request(question.prompt.messages))
+
+
+def _shown_answer(answer: Answer) -> str:
+    return shorten(last_request(answer.messages)) if answer.messages else f"id {answer.key}"
+
+
+def _question(messages: Messages, row: Row) -> Question:
+    return Question(Prompt(content_id(messages), messages, "file"), _category(row), str(row.get("id") or ""))
+
+
+def _asked(row: Mapping) -> Messages:
+    if "instruction" in row and "prompt" not in row:
+        given = str(row.get("input") or "")
+        return as_messages(_text(row, "instruction") + (f"\n\n{given}" if given.strip() else ""))
+    return as_messages(row["prompt"])
+
+
+def _answer(row: Row) -> Answer:
+    messages = None if "id" in row and "prompt" not in row and "instruction" not in row else _asked(row)
+    text = _text(row, "output" if "output" in row and "response" not in row else "response")
+    return Answer(messages, str(row.get("id") or ""), _category(row), text)
+
+
+def _category(row: Row) -> str:
+    category = row.get("category") or row.get("dataset") or ""  # `dataset`: AlpacaEval
+    if not isinstance(category, str):
+        raise ValueError(f"category must be text, not {category!r}")
+    return category
+
+
+def _text(row: Mapping, name: str) -> str:
+    if not isinstance(row[name], str):
+        raise ValueError(f"{name} must be text, not {row[name]!r}")
+    return row[name]

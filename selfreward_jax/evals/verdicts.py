@@ -1,0 +1,229 @@
+"""Verdicts on pairs of answers, each pair in both orders, as rows of an artefact.
+
+How one comes about is `judge.method`, as for scores: read from the sampled text; or, after the judge's reasons or with
+none at all, from its distribution over the two letters, so that every verdict can be read, a weak judge's too.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Literal
+
+from selfreward_jax.core.errors import UserError
+from selfreward_jax.core.progress import say
+from selfreward_jax.core.rows import Prompt, Row, content_id, load_rows
+from selfreward_jax.core.tokens import Chat
+from selfreward_jax.engine.generate import Completion, Request
+from selfreward_jax.evals.answer_files import shorten
+from selfreward_jax.methods.pairwise import LABEL, PairwiseTemplate, parse_verdict
+from selfreward_jax.methods.score_slot import ScoreSlot, distribution
+from selfreward_jax.stages.judge import judge_sampling, needs_sampling, slot_requests
+from selfreward_jax.stages.sampling import read_artefact, sample_artefact, sampling_settings
+from selfreward_jax.stages.work import ModelRef, Work
+
+GIVE_UP_AFTER = 64  # verdicts of which none can be read
+SHOWN, SHOWN_CHARACTERS = 3, 160  # of a judge that gives none: its first outputs
+
+First = Literal["a", "b"]  # whose answer is shown first
+LETTERS = ("A", "B")
+PREFERS_FIRST = {"A": 1.0, "tie": 0.5, "B": 0.0}
+
+
+@dataclasses.dataclass(frozen=True)
+class AnswerPair:
+    """Two sides' answers to one prompt."""
+
+    prompt: Prompt
+    a: str
+    b: str
+
+    def shown(self, first: First) -> tuple[str, str]:
+        """The answers in the order in which the judge sees them."""
+        return (self.a, self.b) if first == "a" else (self.b, self.a)
+
+
+@dataclasses.dataclass(frozen=True)
+class PairVerdict:
+    """What a judge said of two answers in one order.
+
+    Attributes:
+      question: id of what the judge was asked, which follows from prompt, answers and order.
+      first: whose answer was shown first, and so is the text's A.
+      verdict: "A", "B" or "tie" as the text says it, None where it says nothing readable.
+      prefers_first: 1 for A, 0 for B, 0.5 for a tie, or with `judge.method=expected` the probability of A.
+    """
+
+    question: str
+    index: int
+    prompt_id: str
+    first: First
+    text: str
+    verdict: str | None
+    prefers_first: float | None
+    stop_reason: str
+
+    @property
+    def prefers_a(self) -> float | None:
+        if self.prefers_first is None:
+            return None
+        return self.prefers_first if self.first == "a" else 1.0 - self.prefers_first
+
+
+def judge_pairs(
+    work: Work,
+    artefact: str,
+    judge: ModelRef,
+    name: str,
+    title: str,
+    pairs: Sequence[AnswerPair],
+    samples: int,
+    template: PairwiseTemplate,
+) -> list[PairVerdict]:
+    """Asks the judge about every pair in both orders, `samples` times each, with the settings of `judge`.
+
+    Pairs of equal answers are not asked about, nor are those that don't fit the judge's context in either order.
+
+    Args:
+      name: the judge's, for messages.
+
+    Raises:
+      UserError: no verdict can be read, or nothing fits the judge's context.
+    """
+    c = work.config.judge
+    sampled = needs_sampling(c.method, c.rationale)
+    inputs = {
+        "stage": "verdicts",
+        "model": judge.hash,
+        "chat": work.chat_of(judge).hashes,
+        "pairs": content_id([[p.prompt.id, p.a, p.b] for p in pairs]),
+        "template": content_id(template.text),
+        "settings": c.to_dict() | {"samples": samples},
+        "generation": work.config.generation.to_dict(),
+        "seed": work.config.seed,
+    }
+    if work.is_made(artefact, inputs):
+        work.skip(title)
+        return _load(work, artefact)
+
+    chat = work.chat_of(judge)
+    slot = None if c.method == "sampled" else ScoreSlot.of(chat, LABEL, LETTERS, "verdict")
+    room = work.context_of(judge) - c.max_new_tokens - (slot.longest if slot else 0)
+    asked = _requests(chat, template, pairs, room)
+    if not asked:
+        if any(p.a != p.b for p in pairs):
+            raise UserError(
+                f"{name}: no two answers fit into its context of {work.context_of(judge)} tokens with a verdict of"
+                f" {c.max_new_tokens}; lower config.judge.max_new_tokens, or use another judge or --score=absolute."
+            )
+        work.write(artefact, inputs, "")
+        return []
+    requests = [request for request, _, _ in asked]
+    about: dict[str, tuple[str, First]] = {request.id: (prompt_id, first) for request, prompt_id, first in asked}
+    if slot and not sampled:
+        to_row = functools.partial(_slot_row, c.method, about)
+        at_slot = slot_requests(requests, slot)
+        read_artefact(work, artefact, inputs, judge, at_slot, slot.candidates, to_row, "question", title)
+    else:
+        to_row = functools.partial(_sampled_row, c.method, about)
+        settings, reading = judge_sampling(sampling_settings(c), slot, LABEL.partition(" ")[0])
+        watch = _Watch(name)
+        sample_artefact(
+            work, artefact, inputs, judge, requests, samples, settings, to_row, "question", title, reading, watch
+        )
+    verdicts = _load(work, artefact)
+    if all(v.verdict is None for v in verdicts):
+        raise _unreadable(name, [v.text for v in verdicts])
+    return verdicts
+
+
+def _load(work: Work, artefact: str) -> list[PairVerdict]:
+    path = work.root / artefact
+    return load_rows(path, PairVerdict) if path.read_text().strip() else []
+
+
+def _requests(
+    chat: Chat, template: PairwiseTemplate, pairs: Sequence[AnswerPair], most_tokens: int
+) -> list[tuple[Request, str, First]]:
+    """What the judge is asked, with the prompt's id and whose answer stands first.
+
+    A question's id doesn't say whose the answers are, so that with the sides swapped the same is asked and drawn.
+    """
+    asked: list[tuple[Request, str, First]] = []
+    for pair in pairs:
+        if pair.a == pair.b:
+            continue
+        both: list[tuple[Request, str, First]] = []
+        for first in ("a", "b"):
+            shown = pair.shown(first)
+            ids = tuple(chat.prompt_ids(template.messages(pair.prompt.messages, *shown)))
+            both.append((Request(content_id(pair.prompt.id, *shown), ids), pair.prompt.id, first))
+        if all(len(request.prompt_ids) <= most_tokens for request, _, _ in both):
+            asked += both
+    return asked
+
+
+def _sampled_row(method: str, about: dict[str, tuple[str, First]], x: Completion) -> PairVerdict:
+    prompt_id, first = about[x.request.id]
+    if x.read is not None:
+        return _read_row(method, x.request.id, x.index, prompt_id, first, x.text, x.stop_reason, x.read)
+    verdict = parse_verdict(x.text)
+    prefers = PREFERS_FIRST[verdict] if verdict else None
+    return PairVerdict(x.request.id, x.index, prompt_id, first, x.text, verdict, prefers, x.stop_reason)
+
+
+def _slot_row(
+    method: str, about: dict[str, tuple[str, First]], request: Request, logps: Sequence[float]
+) -> PairVerdict:
+    return _read_row(method, request.id, 0, *about[request.id], "", "read", logps)
+
+
+def _read_row(
+    method: str,
+    question: str,
+    index: int,
+    prompt_id: str,
+    first: First,
+    reasons: str,
+    stop_reason: str,
+    logps: Sequence[float],
+) -> PairVerdict:
+    """A verdict read from the distribution over A and B; its text ends in it as if it had been written."""
+    p = round(distribution(logps)[0], 6)
+    verdict = "tie" if p == 0.5 else LETTERS[int(p < 0.5)]
+    text = f"{reasons.rstrip()}\n{LABEL}{verdict}]]".lstrip()
+    prefers = p if method == "expected" else PREFERS_FIRST[verdict]
+    return PairVerdict(question, index, prompt_id, first, text, verdict, prefers, stop_reason)
+
+
+class _Watch:
+    """Ends the work of a judge that gives no readable verdict, before it has talked for hours."""
+
+    def __init__(self, name: str):
+        self._name = name
+        self._unread: list[str] | None = []
+
+    def __call__(self, row: Row) -> None:
+        if self._unread is None or row["verdict"] is not None:
+            self._unread = None
+            return
+        self._unread.append(row["text"])
+        if len(self._unread) >= GIVE_UP_AFTER:
+            raise _unreadable(self._name, self._unread)
+
+
+def _unreadable(name: str, texts: Sequence[str]) -> UserError:
+    shown = "; ".join(shorten(text, SHOWN_CHARACTERS) for text in texts[:SHOWN])
+    return UserError(
+        f"{name}: none of its {len(texts)} verdicts can be read, they should end in [[A]] or [[B]]; the first: {shown}."
+        " Use --config.judge.method=completion, which reads them from its distribution, --score=absolute or another"
+        " judge."
+    )
+
+
+def too_long(pairs: Sequence[AnswerPair], verdicts: Sequence[PairVerdict], title: str) -> set[str]:
+    """The prompts of pairs that did not fit the judge's context; said, if there are any."""
+    asked = {v.prompt_id for v in verdicts}
+    left = {p.prompt.id for p in pairs if p.a != p.b and p.prompt.id not in asked}
+    if left:
+        say(f"{title}: {len(left)} of {len(pairs)} pairs are too long for the judge's context and are left out")
+    return left

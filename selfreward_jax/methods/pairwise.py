@@ -1,0 +1,72 @@
+"""The pairwise judge: a template that shows two answers, and the reading of which one the judge prefers.
+
+A verdict is read from the judgement's own text alone. It says A for the answer shown first and B for the second,
+whoever wrote them; who did is known outside.
+"""
+
+import re
+from collections.abc import Sequence
+from importlib import resources
+from typing import Literal, cast
+
+from etils import epath
+
+from selfreward_jax.core.errors import UserError
+from selfreward_jax.core.rows import last_request
+from selfreward_jax.core.tokens import neutralise
+
+Verdict = Literal["A", "B", "tie"]
+
+LABEL = "Verdict: [["  # up to the letter, where a verdict is read from the distribution
+
+_VERDICT = re.compile(
+    r"\[\[[\s*_]*(?P<marked>A|B|C|tie)[\s*_]*\]\]"  # wherever it stands
+    r"|^[\s*_]*verdict[\s*_]*:[\s*_]*\[?(?P<line>A|B|C|tie)\]?[\s*_.]*$",  # or alone on the closing line
+    re.IGNORECASE | re.MULTILINE,
+)
+# What verdicts are written with; inside an answer it is broken up, so that a judge that quotes one has said nothing.
+_CLOSINGS = ("Verdict", "verdict", "VERDICT", "[[")
+
+
+def parse_verdict(judgement: str) -> Verdict | None:
+    """The last `[[A]]`, `[[B]]` or `[[tie]]` (MT-Bench writes `[[C]]`), or closing line `Verdict: A`; None if none.
+
+    None means missing: it is no tie, and no win for anyone.
+    """
+    found = None
+    for match in _VERDICT.finditer(judgement):
+        found = (match["marked"] or match["line"]).upper()
+    if found is None:
+        return None
+    return "tie" if found in ("C", "TIE") else cast(Verdict, found)
+
+
+class PairwiseTemplate:
+    """A text with the placeholders `{{prompt}}`, `{{first}}` and `{{second}}`."""
+
+    def __init__(self, path: str = ""):
+        """Reads the package's template, or a user's.
+
+        Raises:
+          UserError: no such file, or one without each placeholder once.
+        """
+        packaged = epath.Path(str(resources.files("selfreward_jax"))) / "templates/pairwise.txt"
+        source = epath.Path(path) if path else packaged
+        if not source.exists() or source.is_dir():
+            raise UserError(f"--template={path}: no such file.")
+        self.text = source.read_text().strip()
+        for placeholder in ("{{prompt}}", "{{first}}", "{{second}}"):
+            if self.text.count(placeholder) != 1:
+                raise UserError(f"{source}: the pairwise template must contain {placeholder} exactly once.")
+        self._guarded = [*sorted(set(re.findall(r"</?\w+>", self.text))), *_CLOSINGS]
+
+    def messages(self, prompt: Sequence[dict[str, str]], first: str, second: str) -> tuple[dict[str, str], ...]:
+        """What the judge is asked about two answers, in this order.
+
+        All texts are put in at once, so that a placeholder inside one of them stays text; the template's own tags
+        inside them are broken up, and so is what verdicts are written with.
+        """
+        texts = {"{{prompt}}": last_request(prompt), "{{first}}": first, "{{second}}": second}
+        fields = {name: neutralise(text, self._guarded) for name, text in texts.items()}
+        content = re.sub(r"\{\{(?:prompt|first|second)\}\}", lambda match: fields[match[0]], self.text)
+        return ({"role": "user", "content": content},)
