@@ -58,7 +58,7 @@ def sample_artefact(
             ):
                 row = to_row(made)
                 rows.add(row, len(made.token_ids), slots_in_use(engine))
-                watch(dataclasses.asdict(row))
+                watch(row if isinstance(row, dict) else dataclasses.asdict(row))
             report(title, engine, before)
     work.finish(artefact, inputs, lambda row: (place[row[identify]], row["index"]))
 
