@@ -448,6 +448,7 @@ def test_help_names_every_verb_and_flag(words, capsys):
         flags = {
             "run": ["--config", "--workdir", "--resume", "--config.FIELD=VALUE"],
             "sft": ["--config", "--workdir", "--resume", "--config.FIELD=VALUE"],
+            "report": ["--workdir", "--output", "--samples", "--seed"],
             "score": ["--model", "--input", "--output", "--raw", "--rows", "--dtype"],
             "export": ["--model", "--adapter", "--adapter_only", "--output", "--dtype"],
             "chat": ["--workdir", "--model", "--dtype", "--temperature", "--top_p", "--max_new_tokens", "--seed"],
