@@ -426,7 +426,10 @@ def test_a_wrong_input_ends_the_process_with_status_2_and_one_line(tmp_path):
 def test_an_unknown_verb_ends_the_process_with_status_2_and_one_line():
     ended = tiny.run_command("exprot")
     assert (ended.returncode, ended.stdout) == (2, "")
-    assert ended.stderr == "selfreward: exprot: no such verb. Did you mean export or prompts? See selfreward --help\n"
+    assert (
+        ended.stderr
+        == "selfreward: exprot: no such verb. Did you mean export or prompts or report? See selfreward --help\n"
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -445,6 +448,7 @@ def test_help_names_every_verb_and_flag(words, capsys):
         flags = {
             "run": ["--config", "--workdir", "--resume", "--config.FIELD=VALUE"],
             "sft": ["--config", "--workdir", "--resume", "--config.FIELD=VALUE"],
+            "report": ["--workdir", "--output", "--samples", "--seed"],
             "score": ["--model", "--input", "--output", "--raw", "--rows", "--dtype"],
             "export": ["--model", "--adapter", "--adapter_only", "--output", "--dtype"],
             "chat": ["--workdir", "--model", "--dtype", "--temperature", "--top_p", "--max_new_tokens", "--seed"],

@@ -239,11 +239,11 @@ def judge_accuracy(found: Sequence[JudgeResult]) -> list[Markup]:
             for r in found:
                 if r.calibration:
                     ax.plot(*np.array(r.calibration).T, marker="o", color=color(r.model), label=r.model)
-            ax.set(title="People's marks by score", xlabel="the judge's score", ylabel="mean of people's marks")
+            ax.set(title="People's order by score", xlabel="the judge's score", ylabel="mean place, 1 is best")
             ax.set(xticks=range(6))
             legend(ax)
 
-        panels.append(panel("People's mean mark for each score of the judge", calibration))
+        panels.append(panel("People's mean place for each score of the judge", calibration))
     return panels
 
 

@@ -24,7 +24,9 @@ class JudgeResult:
     parse_rate: float
     metrics: dict[str, Interval]
     baselines: dict[str, dict[str, Interval]]
-    calibration: tuple[tuple[float, float], ...]  # score, mean of people's marks
+    calibration: tuple[
+        tuple[float, float], ...
+    ]  # score, mean place among the answers by people's order: 1 best, 0 worst
 
 
 @dataclasses.dataclass(frozen=True)

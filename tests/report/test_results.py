@@ -28,7 +28,7 @@ def judge(model: str) -> dict[str, Any]:
         "kind": "judge", "model": model, "hash": "h", "data": "d.jsonl", "data_sha256": "s", "prompts": 9,
         "responses": 30, "judgements": 90, "parse_rate": 0.9, "metrics": metrics | {"five_best": measured(None)},
         "baselines": {"longer": {"pairwise_accuracy": measured(0.55)}}, "length_bias": {}, "score_hist": [15] * 6,
-        "calibration": [{"score": 0, "n": 0, "mean_human": None}, {"score": 5, "n": 3, "mean_human": 4.5}],
+        "calibration": [{"score": 0, "n": 0, "mean_human": None}, {"score": 5, "n": 3, "mean_human": 0.75}],
     }  # fmt: skip
 
 
@@ -58,7 +58,7 @@ def test_results_are_read_by_data_file_in_order(tmp_path):
     add_results(tmp_path)
     found = read_results(epath.Path(tmp_path))
     assert [r.model for r in found.judges["ranked"]] == ["M0", "M1", "M2", "M3"]
-    assert found.judges["ranked"][0].calibration == ((5.0, 4.5),)
+    assert found.judges["ranked"][0].calibration == ((5.0, 0.75),)
     assert [(w.a, w.b) for w in found.win_rates["heldout"]] == [("M2", "M1"), ("M3", "M1"), ("M3", "M2")]
     assert found.win_rates["heldout"][0].win_rate.low == pytest.approx(0.55)
 
