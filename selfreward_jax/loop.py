@@ -2,7 +2,7 @@
 
 from selfreward_jax.core.rows import Prompt, load_rows
 from selfreward_jax.stages.dpo import preference_train
-from selfreward_jax.stages.judge import judge
+from selfreward_jax.stages.judge import check_judge, judge
 from selfreward_jax.stages.pairs import build_pairs
 from selfreward_jax.stages.prompts import check_prompt_file, create_prompts
 from selfreward_jax.stages.respond import respond
@@ -14,6 +14,7 @@ def self_reward(run: Run) -> ModelRef:
     """M0 → M1 by SFT on the seeds; then M_t → M_{t+1} by DPO on pairs that M_t answered and judged itself."""
     run.base()
     check_prompt_file(run)
+    check_judge(run)
     model = supervised_fine_tune(run)
     for t in range(2, run.config.loop.iterations + 1):
         prompts = create_prompts(run, t, model)

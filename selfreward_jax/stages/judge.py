@@ -80,6 +80,18 @@ def judge(
     return load_rows(work.root / artefact, Judgement) if requests else []
 
 
+def check_judge(work: Work) -> None:
+    """Finds what is wrong with the judge before hours of training, instead of after.
+
+    Raises:
+      UserError: a template without its places, or a function that can't be imported.
+    """
+    c = work.config.judge
+    JudgeTemplate(c.template)
+    if c.method == "function":
+        load_function(c.function)
+
+
 def needs_sampling(method: str, rationale: bool) -> bool:
     """Whether a way of judging samples any text."""
     return method != "function" and (method != "expected" or rationale)

@@ -260,14 +260,12 @@ def check_tasks(names: Sequence[str], manager: Any) -> None:
 def harness(options: argparse.Namespace, overrides: Overrides, interrupt: Interrupt) -> None:
     if importlib.util.find_spec("lm_eval") is None:
         raise UserError("eval harness: lm-eval is not installed; pip install 'lm-eval>=0.4.13'.")
-    import lm_eval  # pyright: ignore[reportMissingImports]
-    from lm_eval.loggers import EvaluationTracker  # pyright: ignore[reportMissingImports]
-    from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
-    from lm_eval.utils import make_table  # pyright: ignore[reportMissingImports]
-
+    # Imported by name, so that types are checked alike with and without it.
+    lm_eval = importlib.import_module("lm_eval")
+    make_table = importlib.import_module("lm_eval.utils").make_table
     from selfreward_jax.evals.harness import SelfRewardLM
 
-    manager = TaskManager(include_path=options.include_path or None)
+    manager = importlib.import_module("lm_eval.tasks").TaskManager(include_path=options.include_path or None)
     names = [name.strip() for name in options.tasks.split(",") if name.strip()]
     check_tasks(names, manager)
     desk = _open(options, overrides, interrupt)
@@ -277,7 +275,7 @@ def harness(options: argparse.Namespace, overrides: Overrides, interrupt: Interr
         desk.load(ref), engine_settings(c.generation), rows=c.generation.score_rows, seed=c.seed, interrupt=interrupt
     )
     asked = {"dtype": c.model.dtype, "seed": c.seed, "chat": lm.model.chat.hashes, "model": ref.hash}
-    tracker = EvaluationTracker(output_path=str(desk.root))
+    tracker = importlib.import_module("lm_eval.loggers").EvaluationTracker(output_path=str(desk.root))
     results = lm_eval.simple_evaluate(
         lm,
         model_args={"path": options.model},

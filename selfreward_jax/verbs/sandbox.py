@@ -34,6 +34,8 @@ def sandbox(options: argparse.Namespace, overrides: Sequence[str], interrupt: In
 def show(found: Study, root: epath.Path, reward: str) -> None:
     """The table, what can be said from it, and where everything lies."""
     console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = 160
     console.print(table(found, reward))
     for line in verdicts(found):
         console.print(line)

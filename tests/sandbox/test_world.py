@@ -1,9 +1,13 @@
 """The made world's truth, its people, and its files."""
 
+import dataclasses
 import random
 
 import pytest
+from etils import epath
 
+from selfreward_jax import cli
+from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.rows import as_messages
 from selfreward_jax.core.seeds import load_eft, load_ift
 from selfreward_jax.methods.judging import JudgeTemplate, parse_score
@@ -17,8 +21,6 @@ SMALL = WorldSettings(ift_rows=60, eft_rows=300, list_rows=5, held_out=20, hidde
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    from etils import epath
-
     path = tmp_path_factory.mktemp("world")
     make_world(epath.Path(path), SMALL, seed=3)
     return path
@@ -93,8 +95,6 @@ def test_every_score_has_its_share_of_the_judgements(folder):
 
 
 def test_the_same_seed_makes_the_same_world_and_another_seed_another(folder, tmp_path):
-    from etils import epath
-
     make_world(epath.Path(tmp_path / "same"), SMALL, seed=3)
     make_world(epath.Path(tmp_path / "other"), SMALL, seed=4)
     same, other = snapshot(tmp_path / "same"), snapshot(tmp_path / "other")
@@ -108,3 +108,13 @@ def test_the_tokenizer_loses_nothing_and_has_a_token_a_letter():
     ids = tokenizer.encode(text, add_special_tokens=False)
     assert tokenizer.decode(ids) == text
     assert len(tokenizer.encode("reverse bdace", add_special_tokens=False)) == 1 + 1 + 5
+
+
+def test_a_folder_keeps_its_world(folder):
+    with pytest.raises(UserError, match=r"begun with another world \(judge_bias: 0.0 -> 1.0\); choose a new folder"):
+        make_world(epath.Path(folder), dataclasses.replace(SMALL, judge_bias=1.0), seed=3)
+
+
+def test_one_model_can_not_be_compared(tmp_path, capsys):
+    words = ["sandbox", f"--workdir={tmp_path}", "--config.loop.iterations=1"]
+    assert cli.main(words) == 2 and "at least 2" in capsys.readouterr().err
