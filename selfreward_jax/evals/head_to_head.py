@@ -249,7 +249,8 @@ def _told(
             line["scores"] = dict(zip(("a", "b"), scores[n], strict=True))
         else:
             line["verdicts"] = [
-                {"first": v.first, "prefers_a": v.prefers_a, "text": v.text} for v in said.get(row.prompt_id, [])
+                {"first": v.first, "prefers_a": _rounded(v.prefers_a), "text": v.text}
+                for v in said.get(row.prompt_id, [])
             ]
         told.append(line)
     return told
@@ -262,3 +263,7 @@ def _parse_rate(verdicts: Sequence[PairVerdict]) -> float | None:
 def _distinct(side: Side) -> float:
     """Share of different texts among a side's answers: one text for all prompts can win a judge over (null models)."""
     return len({r.text for r in side.answers}) / len(side.answers)
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 6)

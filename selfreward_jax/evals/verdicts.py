@@ -7,7 +7,7 @@ none at all, from its distribution over the two letters, so that every verdict c
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.progress import say
@@ -90,7 +90,6 @@ def judge_pairs(
       UserError: no verdict can be read, or nothing fits the judge's context.
     """
     c = work.config.judge
-    sampled = needs_sampling(c.method, c.rationale)
     inputs = {
         "stage": "verdicts",
         "model": judge.hash,
@@ -103,8 +102,27 @@ def judge_pairs(
     }
     if work.is_made(artefact, inputs):
         work.skip(title)
-        return _load(work, artefact)
+    else:
+        _ask(work, artefact, inputs, judge, name, title, pairs, samples, template)
+    path = work.root / artefact
+    verdicts = load_rows(path, PairVerdict) if path.read_text().strip() else []
+    if verdicts and all(v.verdict is None for v in verdicts):
+        raise _unreadable(name, [v.text for v in verdicts])
+    return verdicts
 
+
+def _ask(
+    work: Work,
+    artefact: str,
+    inputs: dict[str, Any],
+    judge: ModelRef,
+    name: str,
+    title: str,
+    pairs: Sequence[AnswerPair],
+    samples: int,
+    template: PairwiseTemplate,
+) -> None:
+    c = work.config.judge
     chat = work.chat_of(judge)
     slot = None if c.method == "sampled" else ScoreSlot.of(chat, LABEL, LETTERS, "verdict")
     room = work.context_of(judge) - c.max_new_tokens - (slot.longest if slot else 0)
@@ -116,10 +134,10 @@ def judge_pairs(
                 f" {c.max_new_tokens}; lower config.judge.max_new_tokens, or use another judge or --score=absolute."
             )
         work.write(artefact, inputs, "")
-        return []
+        return
     requests = [request for request, _, _ in asked]
     about: dict[str, tuple[str, First]] = {request.id: (prompt_id, first) for request, prompt_id, first in asked}
-    if slot and not sampled:
+    if slot and not needs_sampling(c.method, c.rationale):
         to_row = functools.partial(_slot_row, c.method, about)
         at_slot = slot_requests(requests, slot)
         read_artefact(work, artefact, inputs, judge, at_slot, slot.candidates, to_row, "question", title)
@@ -130,15 +148,6 @@ def judge_pairs(
         sample_artefact(
             work, artefact, inputs, judge, requests, samples, settings, to_row, "question", title, reading, watch
         )
-    verdicts = _load(work, artefact)
-    if all(v.verdict is None for v in verdicts):
-        raise _unreadable(name, [v.text for v in verdicts])
-    return verdicts
-
-
-def _load(work: Work, artefact: str) -> list[PairVerdict]:
-    path = work.root / artefact
-    return load_rows(path, PairVerdict) if path.read_text().strip() else []
 
 
 def _requests(

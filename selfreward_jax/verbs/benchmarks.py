@@ -263,15 +263,13 @@ def harness(options: argparse.Namespace, overrides: Overrides, interrupt: Interr
     # Imported by name, so that types are checked alike with and without it.
     lm_eval = importlib.import_module("lm_eval")
     make_table = importlib.import_module("lm_eval.utils").make_table
-    from selfreward_jax.evals.harness import SelfRewardLM
-
     manager = importlib.import_module("lm_eval.tasks").TaskManager(include_path=options.include_path or None)
     names = [name.strip() for name in options.tasks.split(",") if name.strip()]
     check_tasks(names, manager)
     desk = _open(options, overrides, interrupt)
     ref = desk.ref(options.model)
     c = desk.config
-    lm = SelfRewardLM(
+    lm = importlib.import_module("selfreward_jax.evals.harness").SelfRewardLM(
         desk.load(ref), engine_settings(c.generation), rows=c.generation.score_rows, seed=c.seed, interrupt=interrupt
     )
     asked = {"dtype": c.model.dtype, "seed": c.seed, "chat": lm.model.chat.hashes, "model": ref.hash}

@@ -34,6 +34,7 @@ from selfreward_jax.llama.load import MODEL_FILE, locate, read_config
 from selfreward_jax.methods.judging import JudgeTemplate
 from selfreward_jax.methods.pairwise import PairwiseTemplate
 from selfreward_jax.stages.folder import local_path
+from selfreward_jax.stages.judge import needs_sampling
 from selfreward_jax.verbs.runs import Overrides, config_of_run
 
 
@@ -121,6 +122,9 @@ def _config(options: argparse.Namespace, overrides: Overrides) -> ConfigDict:
 
 
 def _samples(options: argparse.Namespace, config: Any) -> int:
+    """Verdicts in each order, or scores an answer; a reading without sampling gives one."""
+    if not needs_sampling(config.judge.method, config.judge.rationale):
+        return 1
     return config.judge.samples if options.score == "absolute" else options.samples or 1
 
 

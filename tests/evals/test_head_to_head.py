@@ -73,7 +73,7 @@ def test_two_files_are_compared_and_swapped_they_give_the_opposite(data, finishe
     for one, other in zip(rows, opposite, strict=True):
         own = {v["first"]: v["prefers_a"] for v in one["verdicts"]}
         theirs = {v["first"]: v["prefers_a"] for v in other["verdicts"]}
-        assert own == {{"a": "b", "b": "a"}[first]: pytest.approx(1 - p) for first, p in theirs.items()}
+        assert own == {{"a": "b", "b": "a"}[first]: pytest.approx(1 - p, abs=2e-6) for first, p in theirs.items()}
 
 
 class StopAt(Interrupt):
@@ -139,6 +139,8 @@ def test_a_judge_that_gives_no_verdict_is_stopped_with_its_first_outputs(data, f
     first = tiny.read_jsonl(tmp_path / "o" / "verdicts.jsonl")[0]["text"]
     assert "none of its 10 verdicts can be read" in line and " ".join(first.split())[:40] in line
     assert "judge.method=completion" in line and "--score=absolute" in line
+    assert cli.main(words(data, files["a"], files["b"], *common)) == 2  # and no other end the second time
+    assert not (tmp_path / "o" / "result.json").exists()
     # The same folder, told how, goes on.
     assert cli.main(words(data, files["a"], files["b"], *common, changes=READ)) == 0
 
