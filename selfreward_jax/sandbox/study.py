@@ -16,8 +16,10 @@ from selfreward_jax.core.store import write_atomic
 from selfreward_jax.evals.desk import Desk
 from selfreward_jax.evals.statistics import Interval, mean_interval
 from selfreward_jax.loop import self_reward
+from selfreward_jax.report.make import report_on
 from selfreward_jax.sandbox.measure import NUMBERS, Measured, measure
 from selfreward_jax.sandbox.seeds import WorldSettings, make_world
+from selfreward_jax.stages import summary
 from selfreward_jax.stages.folder import local_path
 from selfreward_jax.stages.run import Run
 
@@ -86,6 +88,8 @@ def run_seed(
     mine = seed_config(config, place, reward, seed)
     run = Run(str(folder / "run"), mine, interrupt=interrupt)
     self_reward(run)
+    summary.summarise(run)
+    report_on(run.root)
     own = seed_config(config, place, "self", seed)  # whoever rewards, every model is measured as a judge
     desk = Desk(folder / "eval", own, interrupt)
     names = [f"m{t}" for t in range(1, config.loop.iterations + 1)]
