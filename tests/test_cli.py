@@ -445,6 +445,7 @@ def test_help_names_every_verb_and_flag(words, capsys):
     if words == ["--help"]:
         assert all(verb.split()[0] in shown for verb in cli.VERBS)
     else:
+        benchmarks = ("alpaca", "mt_bench", "ifeval", "harness")
         flags = {
             "run": ["--config", "--workdir", "--resume", "--config.FIELD=VALUE"],
             "sft": ["--config", "--workdir", "--resume", "--config.FIELD=VALUE"],
@@ -452,10 +453,14 @@ def test_help_names_every_verb_and_flag(words, capsys):
             "score": ["--model", "--input", "--output", "--raw", "--rows", "--dtype"],
             "export": ["--model", "--adapter", "--adapter_only", "--output", "--dtype"],
             "chat": ["--workdir", "--model", "--dtype", "--temperature", "--top_p", "--max_new_tokens", "--seed"],
-            "eval": ["--output", "--config", "--config.FIELD=VALUE"],
+            "seeds": ["--data", "--output", "--model", "--lang", "--ift_rows", "--eft_rows", "--config.FIELD=VALUE"],
+            "sandbox": ["--workdir", "--seeds", "--reward", "--judge_noise", "--judge_bias", "--config.FIELD=VALUE"],
+            "eval judge": ["--workdir", "--model", "--data", "--output", "--config.FIELD=VALUE"],
+            **{f"eval {name}": ["--output", "--config", "--config.FIELD=VALUE"] for name in benchmarks},
+            "eval winrate": ["--workdir", "--prompts", "--judge", "--score", "--samples", "--max_prompts", "--output"],
         }
-        stage = [*flags["run"], "--iteration"]
-        assert all(flag in shown for flag in flags.get(words[0], stage))
+        flags |= {stage: [*flags["run"], "--iteration"] for stage in ("prompts", "respond", "judge", "pairs", "dpo")}
+        assert all(flag in shown for flag in flags[" ".join(words[:-1])])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
