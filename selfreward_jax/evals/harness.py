@@ -240,7 +240,7 @@ def _example(request: Pair, longest: int) -> Example:
 
 def _sampling(gen_kwargs: Mapping[str, Any]) -> SamplingSettings:
     """How a task wants its texts."""
-    wanted = normalize_gen_kwargs(dict(gen_kwargs), MAX_GEN_TOKS)
+    wanted: dict[str, Any] = {**normalize_gen_kwargs(dict(gen_kwargs), MAX_GEN_TOKS)}
     if unknown := sorted(set(wanted) - set(SAMPLING)):
         raise UserError(f"the task's generation_kwargs hold {unknown[0]}; known are {', '.join(SAMPLING)}.")
     greedy = not wanted.get("do_sample")

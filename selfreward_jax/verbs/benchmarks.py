@@ -5,12 +5,13 @@ the top of the folder; the samples behind it, with token ids, in `samples/`.
 """
 
 import argparse
+import importlib
 import importlib.util
 import json
 import re
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from etils import epath
 from ml_collections import ConfigDict
@@ -154,11 +155,12 @@ def _grade(
     cell = lambda x: "-" if x is None else f"{x:.2f}"  # noqa: E731
     table = [*facts["by_category"].items(), ("all", facts["by_turn"])]
     _show(
-        f"MT-bench marks of {name} by {judge_name}, {facts['parse_rate']:.0%} of judgements with a mark",
+        "MT-bench, marks from 1 to 10",
         ("category", "turn 1", "turn 2", "both"),
         [(label, *(cell(means[turn]) for turn in ("turn_1", "turn_2", "both"))) for label, means in table],
     )
-    say(f"{len(rows)} judgements lie in {desk.root / file}")
+    parsed = f"{facts['parse_rate']:.0%} with a mark"
+    say(f"{len(rows)} judgements of {name} by {judge_name}, {parsed}, lie in {desk.root / file}")
 
 
 def _gradings(desk: Desk, judge: ModelRef, prompts: dict[str, str]) -> dict[str, str]:
@@ -260,24 +262,21 @@ def check_tasks(names: Sequence[str], manager: Any) -> None:
 def harness(options: argparse.Namespace, overrides: Overrides, interrupt: Interrupt) -> None:
     if importlib.util.find_spec("lm_eval") is None:
         raise UserError("eval harness: lm-eval is not installed; pip install 'lm-eval>=0.4.13'.")
-    import lm_eval  # pyright: ignore[reportMissingImports]
-    from lm_eval.loggers import EvaluationTracker  # pyright: ignore[reportMissingImports]
-    from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
-    from lm_eval.utils import make_table  # pyright: ignore[reportMissingImports]
-
-    from selfreward_jax.evals.harness import SelfRewardLM
-
-    manager = TaskManager(include_path=options.include_path or None)
+    lm_eval, loggers, utils, tasks, ours = (
+        cast(Any, importlib.import_module(name))  # pyright need not find lm-eval, and its types are not all there
+        for name in ("lm_eval", "lm_eval.loggers", "lm_eval.utils", "lm_eval.tasks", "selfreward_jax.evals.harness")
+    )
+    manager = tasks.TaskManager(include_path=options.include_path or None)
     names = [name.strip() for name in options.tasks.split(",") if name.strip()]
     check_tasks(names, manager)
     desk = _open(options, overrides, interrupt)
     ref = desk.ref(options.model)
     c = desk.config
-    lm = SelfRewardLM(
+    lm = ours.SelfRewardLM(
         desk.load(ref), engine_settings(c.generation), rows=c.generation.score_rows, seed=c.seed, interrupt=interrupt
     )
     asked = {"dtype": c.model.dtype, "seed": c.seed, "chat": lm.model.chat.hashes, "model": ref.hash}
-    tracker = EvaluationTracker(output_path=str(desk.root))
+    tracker = loggers.EvaluationTracker(output_path=str(desk.root))
     results = lm_eval.simple_evaluate(
         lm,
         model_args={"path": options.model},
@@ -297,5 +296,5 @@ def harness(options: argparse.Namespace, overrides: Overrides, interrupt: Interr
         tracker.save_results_samples(task_name=task, samples=samples[task])
     facts = {"kind": "harness", "model": model_name(options.model), "hash": ref.hash, "results": results["results"]}
     _result(desk, facts, {"stage": "harness", **asked, "tasks": names, "limit": options.limit})
-    print(make_table(results))
+    print(utils.make_table(results))
     say(f"results and samples in lm-eval's files lie in {desk.root}")
