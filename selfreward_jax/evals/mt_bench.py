@@ -143,7 +143,8 @@ def averages(judgements: Sequence[Row], categories: Mapping[int, str]) -> dict[s
             cells[place]["both"].append(row["score"])
         if row["score"] != NO_MARK:
             marks[row["question_id"]].append(row["score"])
-    means = {place: {name: _mean(found) for name, found in by_turn.items()} for place, by_turn in cells.items()}
+    names = (*(f"turn_{turn}" for turn in TURNS), "both")
+    means = {place: {name: _mean(by_turn[name]) for name in names} for place, by_turn in cells.items()}
     unparsed = sum(row["score"] == NO_MARK for row in judgements)
     return {
         "score": overall(list(marks.values())).to_json(),
