@@ -171,6 +171,7 @@ def get_config() -> ConfigDict:
     c.generation.slots = 64  # rows decoded at a time, on all devices together; fewer where the cache doesn't hold them
     c.generation.cache_gib = 0.0  # memory for keys and values on each device; 0: what fits beside the weights
     c.generation.cache_dtype = ""  # of keys and values: "float32", "bfloat16", or "" for model.dtype
+    c.generation.attention = "auto"  # of decoding: "pallas" (TPU), "xla" (anywhere); auto: by device
     c.generation.tensor = 0  # devices that share a model while it samples, 0: as mesh.tensor; the rest are replicas
     c.generation.length_bucket = 0  # prompts are padded to a multiple of this many tokens; 0: 16 on a CPU, 64 elsewhere
     c.generation.prefill_tokens = 0  # prompt tokens that one call runs through the model, in each replica; 0: 512 on a

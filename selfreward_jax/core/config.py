@@ -27,6 +27,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "judge.by": ("current", "m0", "m1"),
     "judge.method": ("sampled", "completion", "expected", "function"),
     "generation.cache_dtype": ("", "float32", "bfloat16"),
+    "generation.attention": ("auto", "xla", "pallas"),
     "respond.truncated": ("drop", "keep"),
     "pairs.rule": ("best_worst",),
     "dpo.data": ("pairs", "positives"),

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-_MASKED = -1e30  # finite, so that a block without any key has weights of 0 and not of NaN
+MASKED = -1e30  # finite, so that a block without any key has weights of 0 and not of NaN
 
 
 @struct.dataclass
@@ -55,11 +55,11 @@ def attend(q_XQKGE: jax.Array, kv: KV, lengths_X: jax.Array) -> Partial:
     q = jnp.broadcast_to(q, (B, *q.shape))
     scores = jnp.einsum("bxkqe,bxkew->bxkqw", q, kv.k, preferred_element_type=jnp.float32) / math.sqrt(E)
     positions = jnp.arange(B * W).reshape(B, 1, W)
-    scores = jnp.where((positions < lengths_X[None, :, None])[:, :, None, None], scores, _MASKED)
+    scores = jnp.where((positions < lengths_X[None, :, None])[:, :, None, None], scores, MASKED)
     top = scores.max(axis=-1, keepdims=True)
     weights = jnp.exp(scores - top)
     out = jnp.einsum("bxkqw,bxkwe->bxkqe", weights.astype(kv.v.dtype), kv.v, preferred_element_type=jnp.float32)
-    # A block without any key has the same weight everywhere; it is joined with weight exp(_MASKED - top) = 0.
+    # A block without any key has the same weight everywhere; it is joined with weight exp(MASKED - top) = 0.
     joined = join([Partial(top[b], weights[b].sum(axis=-1, keepdims=True), out[b]) for b in range(B)])
     return jax.tree.map(lambda x: jnp.swapaxes(x.reshape(X, K, Q, G, -1), 1, 2), joined)
 

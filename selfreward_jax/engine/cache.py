@@ -1,7 +1,8 @@
 """Where keys and values lie while a model generates, and how many slots a memory budget allows.
 
 Three regions: the prefix that all requests share, once; an entry for each prompt in flight, read by all its samples;
-and the tokens that each slot has generated. Every region is a list of layers, each in blocks (`attention.KV`).
+and the tokens that each slot has generated. Every region is a list of layers, each in blocks, in a form that suits what
+reads it (`regions.py`).
 """
 
 import dataclasses
@@ -11,12 +12,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jax.sharding import Mesh
 
 from selfreward_jax.core.errors import UserError
-from selfreward_jax.engine.attention import KV
-from selfreward_jax.engine.layout import TENSOR, kv_sharding, splits_kv
+from selfreward_jax.engine.layout import TENSOR, splits_kv
+from selfreward_jax.engine.regions import Attention, Region, region_shapes
 from selfreward_jax.llama.config import LlamaConfig
 
 OWN_BLOCK = 128  # positions of a block of generated tokens
@@ -105,7 +105,7 @@ def plan_cache(
             slots=rows,
             entries=min(most_requests, entries_for(rows, samples)),
             prefix=round_up(prefix, 64),
-            prompt_block=min(PROMPT_BLOCK, padded_prompt),
+            prompt_block=min(PROMPT_BLOCK, round_up(padded_prompt, 16)),
             prompt_limit=padded_prompt,
             own_block=own_block,
             own_limit=own_limit,
@@ -139,21 +139,12 @@ def machine_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-@struct.dataclass
-class Cache:
-    """Keys and values of all layers; rows of `prompts` and `own` are split over the replicas."""
-
-    prefix: list[KV]
-    prompts: list[KV]
-    own: list[KV]
-
-
-def empty_region(config: LlamaConfig, mesh: Mesh, *, blocks: int, rows: int, width: int, dtype) -> list[KV]:
-    """A region of zeros: `rows` rows in all of `blocks` blocks of `width` positions."""
-    sharding = kv_sharding(config, mesh, shared=False)
-    K, E = config.num_kv_heads, config.head_dim
-    zeros = lambda *shape: jnp.zeros(shape, dtype, device=sharding)  # noqa: E731
-    return [KV(zeros(blocks, rows, K, E, width), zeros(blocks, rows, K, width, E)) for _ in range(config.num_layers)]
+def empty_region(
+    config: LlamaConfig, mesh: Mesh, *, blocks: int, rows: int, width: int, dtype, attention: Attention = "xla"
+) -> list[Region]:
+    """A region of zeros; see `regions.region_shapes`."""
+    shapes = region_shapes(config, mesh, blocks=blocks, rows=rows, width=width, dtype=dtype, attention=attention)
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding), shapes)
 
 
 def _resize(x: jax.Array, blocks: int) -> jax.Array:
@@ -163,14 +154,14 @@ def _resize(x: jax.Array, blocks: int) -> jax.Array:
 _resize_jit = jax.jit(_resize, static_argnames="blocks")
 
 
-def resize(region: list[KV], blocks: int) -> list[KV]:
+def resize(region: list[Region], blocks: int) -> list[Region]:
     """The region with more blocks, or fewer; array by array, so that little exists twice at a time."""
     made = []
     while region:
         kv = region.pop(0)
         k = _resize_jit(kv.k, blocks)
         v = _resize_jit(kv.v, blocks)
-        made.append(KV(k, v))
+        made.append(type(kv)(k, v))
         del kv
     return made
 

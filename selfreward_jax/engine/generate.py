@@ -21,6 +21,7 @@ from selfreward_jax.core.progress import say
 from selfreward_jax.engine.cache import CachePlan, default_budget, padded_length, plan_cache
 from selfreward_jax.engine.compiling import compile_ahead
 from selfreward_jax.engine.layout import REPLICA, TENSOR, lay_out, sampling_mesh, splits_kv
+from selfreward_jax.engine.regions import Attention, choose_attention
 from selfreward_jax.engine.run import Completion, EngineRun, Reading
 from selfreward_jax.engine.sampling import SamplingSettings
 from selfreward_jax.engine.schedule import Request, Sample, Schedule, sample_key, shared_prefix
@@ -39,6 +40,7 @@ class EngineSettings:
       cache_gib: memory for keys and values on each device; 0: what fits.
       cache_dtype: of keys and values; "" for that of the computation.
       tensor: devices that share a model; 0: as in training.
+      attention: of decoding: `xla`, `pallas` (kernels for TPU, interpreted elsewhere), or `auto`: by device.
     """
 
     slots: int = 64
@@ -47,6 +49,7 @@ class EngineSettings:
     cache_gib: float = 0.0
     cache_dtype: str = ""
     tensor: int = 0
+    attention: str = "auto"
 
 
 def check_requests(requests: Sequence[Request], samples: int, settings: SamplingSettings, context: int, what: str,
@@ -97,6 +100,7 @@ class Engine:
         self.mesh = sampling_mesh(model.mesh, self.settings.tensor)
         self.replicas = self.mesh.shape[REPLICA]
         self.dtype = jnp.dtype(model.dtype)
+        self.attention: Attention = choose_attention(self.settings.attention, self.mesh.devices.flat[0].platform)
         self.cache_dtype = jnp.dtype(self.settings.cache_dtype or model.dtype)
         with jax.set_mesh(self.mesh):
             self.weights = lay_out(config, model.params, self.mesh, self.dtype)

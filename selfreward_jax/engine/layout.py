@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.engine import block
@@ -33,7 +33,7 @@ def sampling_mesh(mesh: Mesh, tensor: int = 0) -> Mesh:
     return Mesh(mesh.devices.reshape(-1, ways), (REPLICA, TENSOR), axis_types=(AxisType.Auto,) * 2)
 
 
-def splits_kv(config: LlamaConfig, mesh: Mesh) -> bool:
+def splits_kv(config: LlamaConfig, mesh: Mesh | AbstractMesh) -> bool:
     """Whether each tensor device holds its own share of the heads; if not, each does all of the attention."""
     return config.num_kv_heads % mesh.shape[TENSOR] == 0
 
@@ -92,12 +92,6 @@ def lay_out(config: LlamaConfig, params: Params, mesh: Mesh, dtype) -> Params:
         if not np.array_equal(sent[name], arrived[name]):
             raise RuntimeError(f"the weight {name} changed on its way into the sampling layout; a device may be faulty")
     return weights
-
-
-def kv_sharding(config: LlamaConfig, mesh: Mesh, *, shared: bool) -> NamedSharding:
-    """Of a layer's cached keys or values [B, X, K, ., .]; a shared prefix lies whole in every replica."""
-    heads = TENSOR if mesh.shape[TENSOR] > 1 and splits_kv(config, mesh) else None
-    return NamedSharding(mesh, PartitionSpec(None, None if shared else REPLICA, heads))
 
 
 def put(x: np.ndarray, mesh: Mesh, *axes: str | None) -> jax.Array:

@@ -13,7 +13,8 @@ from flax import struct
 
 from selfreward_jax.engine import block
 from selfreward_jax.engine.attention import KV, Partial, attend, finish
-from selfreward_jax.engine.layout import REPLICA, TENSOR, replicate
+from selfreward_jax.engine.layout import replicate
+from selfreward_jax.engine.regions import Region, append_and_attend, attend_rows, constrain, store
 from selfreward_jax.engine.sampling import Law, keys_at, sample
 from selfreward_jax.llama import model as llama
 from selfreward_jax.llama.config import LlamaConfig
@@ -29,7 +30,7 @@ class Seats:
     Attributes:
       slot_of: the slot in each seat, by replica, int32 [replicas, entries * N]; any slot where the seat is empty.
       seat_of: the seat of each slot, by replica, int32 [replicas, slots].
-      lengths: prompt tokens of each entry after the shared prefix, int32 [P].
+      lengths: prompt tokens of each entry after the shared prefix, 0 where it has no prompt, int32 [P].
     """
 
     slot_of: jax.Array
@@ -58,16 +59,6 @@ class Slots:
     live: jax.Array
     feed: jax.Array
     to_feed: jax.Array
-
-
-def _constrain(kv: KV, config: LlamaConfig, *, shared: bool) -> KV:
-    """The layout of the cache, where a mesh is set; see `layout.kv_sharding`."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
-        return kv
-    heads = TENSOR if config.num_kv_heads % mesh.shape[TENSOR] == 0 else None
-    spec = jax.sharding.PartitionSpec(None, None if shared else REPLICA, heads)
-    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, spec), kv)
 
 
 def _causal(q_PTKGE: jax.Array, kv: KV, positions_PT: jax.Array) -> Partial:
@@ -134,21 +125,7 @@ def prefill_prefix(config: LlamaConfig, weights: Params, tokens_1C: jax.Array, *
     """Keys and values of the prefix that all requests share, one block of C positions."""
     length = jnp.full(1, tokens_1C.shape[1], jnp.int32)
     _, made = _prefill_layers(config, weights, tokens_1C, length, [], jnp.int32(0), dtype, cache_dtype)
-    return [_constrain(kv, config, shared=True) for kv in made]
-
-
-def _store(region: jax.Array, made: jax.Array, entries_DP: jax.Array, axis: int) -> jax.Array:
-    """Puts new prompts [1, D * P, ...] into the entries of their replicas; an entry out of range is left out."""
-    D = entries_DP.shape[0]
-    B, X, width = region.shape[0], region.shape[1], region.shape[axis]
-    made = made[0]
-    fill = B * width - made.shape[axis - 1]
-    made = jnp.pad(made, [(0, fill if n == axis - 1 else 0) for n in range(made.ndim)])
-    # Split the positions into the region's blocks: [P, K, ., B, W, .] to [B, P, K, ...].
-    made = made.reshape(*made.shape[: axis - 1], B, width, *made.shape[axis:])
-    made = jnp.moveaxis(made, axis - 1, 0).reshape(B, D, -1, *region.shape[2:])
-    put = jax.vmap(lambda old, new, at: old.at[:, at].set(new, mode="drop"), in_axes=(1, 1, 0), out_axes=1)
-    return put(region.reshape(B, D, X // D, *region.shape[2:]), made, entries_DP).reshape(region.shape)
+    return [constrain(kv, config, shared=True) for kv in made]
 
 
 @functools.partial(jax.jit, static_argnames=("config", "dtype"), donate_argnames=("prompts",))
@@ -157,13 +134,13 @@ def prefill(
     weights: Params,
     prefix: list[KV],
     prefix_length: jax.Array,
-    prompts: list[KV],
+    prompts: list[Region],
     tokens_PT: jax.Array,
     lengths_P: jax.Array,
     entries_DP: jax.Array,
     *,
     dtype,
-) -> tuple[list[KV], jax.Array]:
+) -> tuple[list[Region], jax.Array]:
     """Runs right-padded prompts (without the shared prefix) through the model once.
 
     Args:
@@ -178,10 +155,8 @@ def prefill(
     last_PD, made = _prefill_layers(config, weights, tokens_PT, lengths_P, prefix, prefix_length, dtype, cache_dtype)
     last_PD = llama.rms_norm(last_PD, weights["norm"], config.rms_norm_eps)
     logits_PV = llama.logits(config, weights, last_PD)
-    stored = [
-        _constrain(KV(_store(old.k, new.k, entries_DP, 4), _store(old.v, new.v, entries_DP, 3)), config, shared=False)
-        for old, new in zip(prompts, made, strict=True)
-    ] if prompts else []  # fmt: skip
+    regions = zip(prompts, made, strict=True) if prompts else ()
+    stored = [constrain(store(region, new, entries_DP), config) for region, new in regions]
     return stored, logits_PV
 
 
@@ -208,8 +183,8 @@ def candidate_logps(logits_XV: jax.Array, candidates_Z: jax.Array) -> jax.Array:
     return replicate((logps,))[0]
 
 
-def _decode_attention(q_RKGE, prefix: KV | None, prefix_length, prompt: KV, own: KV, seats: Seats, count_R):
-    """Attention of one new token per slot over the shared prefix, its prompt and its own tokens: [R, K, G, E]."""
+def _shared_attention(config, q_RKGE, prefix: KV | None, prefix_length, prompt: Region, seats: Seats) -> list[Partial]:
+    """Attention of one new token per slot over the shared prefix and over its prompt; leaves are [R, K, G, .]."""
     q, R = q_RKGE, q_RKGE.shape[0]
     parts = []
     if prefix is not None:
@@ -219,11 +194,9 @@ def _decode_attention(q_RKGE, prefix: KV | None, prefix_length, prompt: KV, own:
     D, P = seats.slot_of.shape[0], prompt.k.shape[1]
     take = jax.vmap(lambda x, at: x[at])
     seated = take(q.reshape(D, R // D, *q.shape[1:]), seats.slot_of).reshape(P, -1, *q.shape[1:])
-    found = attend(seated, prompt, seats.lengths)
+    found = attend_rows(config, seated, prompt, seats.lengths)
     back = lambda x: take(x.reshape(D, -1, *x.shape[2:]), seats.seat_of).reshape(R, *x.shape[2:])  # noqa: E731
-    parts.append(jax.tree.map(back, found))
-    parts.append(jax.tree.map(lambda x: x[:, 0], attend(q[:, None], own, count_R)))
-    return finish(parts, q.dtype)
+    return [*parts, jax.tree.map(back, found)]
 
 
 @functools.partial(
@@ -236,8 +209,8 @@ def decode(
     weights: Params,
     prefix: list[KV],
     prefix_length: jax.Array,
-    prompts: list[KV],
-    own: list[KV],
+    prompts: list[Region],
+    own: list[Region],
     slots: Slots,
     seats: Seats,
     candidates_Z: jax.Array,
@@ -247,7 +220,7 @@ def decode(
     steps: int,
     eos_ids: tuple[int, ...],
     dtype,
-) -> tuple[list[KV], tuple[jax.Array, ...]]:
+) -> tuple[list[Region], tuple[jax.Array, ...]]:
     """Continues every live slot, until `patience` of them have ended or after `most` steps.
 
     Args:
@@ -262,8 +235,7 @@ def decode(
       them count [R], whether the slot ended [R], candidates' log-probabilities [R, Z].
     """
     most, patience, max_tokens, min_tokens = limits
-    R, width = slots.token.shape[0], own[0].k.shape[4]
-    rows = jnp.arange(R)
+    R = slots.token.shape[0]
     eos = jnp.asarray(eos_ids, jnp.int32)
     end_RV = _is_one_of(eos_ids, config.vocab_size)
     fed_R = slots.to_feed >= 0
@@ -277,21 +249,12 @@ def decode(
         going_R = slots.live & ~ended_R
         rope = llama.rope_tables(config, (slots.base + count_R - 1)[:, None])
         x = llama.embed(weights, token_R[:, None], dtype)
-        place_R = count_R - 1
-        block_R, offset_R = place_R // width, place_R % width
         grown = []
         for n, layer in enumerate(weights["layers"]):
             q, k, v = block.project_qkv(config, layer, x, rope)
-            # A slot that has ended writes past the end of the array, where nothing is kept.
-            at = jnp.where(going_R, block_R, own[n].k.shape[0])
-            mine = KV(
-                own[n].k.at[at, rows, :, :, offset_R].set(k[:, 0].astype(own[n].k.dtype), mode="drop"),
-                own[n].v.at[at, rows, :, offset_R].set(v[:, 0].astype(own[n].v.dtype), mode="drop"),
-            )
-            mine = _constrain(mine, config, shared=False)
-            out = _decode_attention(
-                q[:, 0], prefix[n] if prefix else None, prefix_length, prompts[n], mine, seats, count_R
-            )
+            parts = _shared_attention(config, q[:, 0], prefix[n] if prefix else None, prefix_length, prompts[n], seats)
+            mine, part = append_and_attend(config, q[:, 0], k[:, 0], v[:, 0], own[n], count_R, going_R)
+            out = finish([*parts, part], q.dtype)
             x = x + block.project_out(config, layer, out[:, None])
             x = x + block.mlp(config, layer, x)
             grown.append(mine)

@@ -88,7 +88,9 @@ class EngineRun:
         self.steps = STEPS_WITH_STOP if settings.stop else STEPS
         self.candidates = np.asarray(reading.candidates if reading else (), np.int32)
         self.feed_width = max(1, reading.longest if reading else 1)
-        self.region = functools.partial(empty_region, self.config, self.mesh, dtype=engine.cache_dtype)
+        self.region = functools.partial(
+            empty_region, self.config, self.mesh, dtype=engine.cache_dtype, attention=engine.attention
+        )
 
     # Prefill.
 

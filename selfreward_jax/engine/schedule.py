@@ -150,7 +150,7 @@ class Schedule:
         seats = {
             "slot_of": np.zeros((self.replicas, self.entries * self.seats), np.int32),
             "seat_of": np.zeros((self.replicas, self.slots), np.int32),
-            "lengths": np.ones(self.replicas * self.entries, np.int32),
+            "lengths": np.zeros(self.replicas * self.entries, np.int32),
         }
         for (d, slot), s in self.running.items():
             row = d * self.slots + slot

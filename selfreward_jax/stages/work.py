@@ -33,7 +33,8 @@ class ModelRef:
 def engine_settings(section) -> EngineSettings:
     """From the `generation` section of the configuration."""
     c = section
-    return EngineSettings(c.slots, c.length_bucket, c.prefill_tokens, float(c.cache_gib), c.cache_dtype, c.tensor)
+    gib = float(c.cache_gib)
+    return EngineSettings(c.slots, c.length_bucket, c.prefill_tokens, gib, c.cache_dtype, c.tensor, c.attention)
 
 
 class Work(Folder, abc.ABC):
