@@ -145,3 +145,9 @@ def activation_spec(
 
 def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
+
+
+def platform() -> str:
+    """Where the program that is being traced will run: on the mesh that is set, else on JAX's default devices."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device else jax.default_backend()

@@ -14,7 +14,15 @@ from flax import struct
 from selfreward_jax.engine import block
 from selfreward_jax.engine.attention import KV, Partial, attend, finish
 from selfreward_jax.engine.layout import replicate
-from selfreward_jax.engine.regions import Region, append_and_attend, attend_rows, constrain, store
+from selfreward_jax.engine.regions import (
+    Attention,
+    Region,
+    append_and_attend,
+    attend_prompts,
+    attend_rows,
+    constrain,
+    store,
+)
 from selfreward_jax.engine.sampling import Law, keys_at, sample
 from selfreward_jax.llama import model as llama
 from selfreward_jax.llama.config import LlamaConfig
@@ -98,7 +106,19 @@ def _prompt_attention(q_PTKGE, own: KV, prefix: KV | None, prefix_length, positi
     return jnp.moveaxis(out, 0, 1).reshape(P, -1, *heads)[:, :T]
 
 
-def _prefill_layers(config, weights, tokens_PT, lengths_P, prefix: list[KV], prefix_length, dtype, cache_dtype):
+def _prefill_layers(
+    config,
+    weights,
+    tokens_PT,
+    lengths_P,
+    prefix: list[KV],
+    prefix_length,
+    dtype,
+    cache_dtype,
+    attention: Attention,
+    *,
+    shared: bool,
+):
     """Each prompt's last hidden state [P, D] before the final norm, and each layer's keys and values as one block."""
     T = tokens_PT.shape[1]
     last = (lengths_P - 1)[:, None]
@@ -113,6 +133,9 @@ def _prefill_layers(config, weights, tokens_PT, lengths_P, prefix: list[KV], pre
             q = jnp.take_along_axis(q, last[..., None, None, None], axis=1)
             x = jnp.take_along_axis(x, last[..., None], axis=1)
             out = _prompt_attention(q, kv, prefix[n] if prefix else None, prefix_length, last)
+        elif attention == "pallas":
+            k, v = k.astype(cache_dtype), v.astype(cache_dtype)
+            out = attend_prompts(config, q, k, v, prefix[n] if prefix else None, prefix_length, shared=shared)
         else:
             out = _prompt_attention(q, kv, prefix[n] if prefix else None, prefix_length)
         x = x + block.project_out(config, layer, out)
@@ -120,15 +143,18 @@ def _prefill_layers(config, weights, tokens_PT, lengths_P, prefix: list[KV], pre
     return x[:, 0], made
 
 
-@functools.partial(jax.jit, static_argnames=("config", "dtype", "cache_dtype"))
-def prefill_prefix(config: LlamaConfig, weights: Params, tokens_1C: jax.Array, *, dtype, cache_dtype) -> list[KV]:
+@functools.partial(jax.jit, static_argnames=("config", "dtype", "cache_dtype", "attention"))
+def prefill_prefix(
+    config: LlamaConfig, weights: Params, tokens_1C: jax.Array, *, dtype, cache_dtype, attention: Attention = "xla"
+) -> list[KV]:
     """Keys and values of the prefix that all requests share, one block of C positions."""
     length = jnp.full(1, tokens_1C.shape[1], jnp.int32)
-    _, made = _prefill_layers(config, weights, tokens_1C, length, [], jnp.int32(0), dtype, cache_dtype)
+    none = jnp.int32(0)
+    _, made = _prefill_layers(config, weights, tokens_1C, length, [], none, dtype, cache_dtype, attention, shared=True)
     return [constrain(kv, config, shared=True) for kv in made]
 
 
-@functools.partial(jax.jit, static_argnames=("config", "dtype"), donate_argnames=("prompts",))
+@functools.partial(jax.jit, static_argnames=("config", "dtype", "attention"), donate_argnames=("prompts",))
 def prefill(
     config: LlamaConfig,
     weights: Params,
@@ -140,6 +166,7 @@ def prefill(
     entries_DP: jax.Array,
     *,
     dtype,
+    attention: Attention = "xla",
 ) -> tuple[list[Region], jax.Array]:
     """Runs right-padded prompts (without the shared prefix) through the model once.
 
@@ -152,7 +179,9 @@ def prefill(
       The region with the prompts in it, and the logits after each prompt's last token, float32 [P, V].
     """
     cache_dtype = prompts[0].k.dtype if prompts else dtype
-    last_PD, made = _prefill_layers(config, weights, tokens_PT, lengths_P, prefix, prefix_length, dtype, cache_dtype)
+    last_PD, made = _prefill_layers(
+        config, weights, tokens_PT, lengths_P, prefix, prefix_length, dtype, cache_dtype, attention, shared=False
+    )
     last_PD = llama.rms_norm(last_PD, weights["norm"], config.rms_norm_eps)
     logits_PV = llama.logits(config, weights, last_PD)
     regions = zip(prompts, made, strict=True) if prompts else ()

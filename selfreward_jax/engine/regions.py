@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from selfreward_jax.engine import pallas_decode
+from selfreward_jax.core.mesh import platform
+from selfreward_jax.engine import pallas_decode, pallas_prefill
 from selfreward_jax.engine.attention import KV, Partial, attend
 from selfreward_jax.engine.layout import REPLICA, TENSOR, splits_kv
 from selfreward_jax.engine.pallas_decode import TokenKV
@@ -87,6 +88,30 @@ def _store(region: jax.Array, made: jax.Array, entries_DP: jax.Array, axis: int)
     return put(region.reshape(B, D, X // D, *region.shape[2:]), made, entries_DP).reshape(region.shape)
 
 
+def attend_prompts(
+    config: LlamaConfig,
+    q_PTKGE: jax.Array,
+    k_PTKE: jax.Array,
+    v_PTKE: jax.Array,
+    prefix: KV | None,
+    prefix_length: jax.Array,
+    *,
+    shared: bool,
+) -> jax.Array:
+    """`pallas_prefill.attend_prompts` on every device for its own prompts, or for all where they are `shared`."""
+
+    def local(*arrays):
+        return pallas_prefill.attend_prompts(*arrays, interpret=_interpreted())
+
+    arrays = q_PTKGE, k_PTKE, v_PTKE, prefix, prefix_length
+    if not (mesh := _shared_by()):
+        return local(*arrays)
+    before = _spec(config, mesh, KV, shared=True)
+    split = PartitionSpec(None if shared else REPLICA, None, before[2])
+    specs = split, split, split, before, PartitionSpec()
+    return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False)(*arrays)
+
+
 def attend_rows(config: LlamaConfig, q_XQKGE: jax.Array, region: Region, lengths_X: jax.Array) -> Partial:
     """Attention of queries over the first `lengths_X` positions of their row; leaves are [X, Q, K, G, .]."""
     if isinstance(region, KV):
@@ -150,6 +175,5 @@ def _shared_by() -> AbstractMesh | None:
 
 
 def _interpreted() -> bool:
-    """Whether a kernel must be interpreted, as anywhere but on TPU; the mesh says where a program will run."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return (device.platform if device else jax.default_backend()) != "tpu"
+    """Whether a kernel must be interpreted, as anywhere but on TPU."""
+    return platform() != "tpu"

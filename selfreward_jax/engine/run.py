@@ -103,11 +103,14 @@ class EngineRun:
             return
         tokens = np.zeros((1, self.plan.prefix), np.int32)
         tokens[0, : self.prefix_length] = ids[: self.prefix_length]
-        dtypes = {"dtype": self.engine.dtype, "cache_dtype": self.engine.cache_dtype}
-        args = self.config, self.engine.weights, put(tokens, self.mesh)
+        engine = self.engine
+        static: dict[str, Any] = {
+            "dtype": engine.dtype, "cache_dtype": engine.cache_dtype, "attention": engine.attention,
+        }  # fmt: skip
+        args = self.config, engine.weights, put(tokens, self.mesh)
         what = f"the prefill of a shared prefix ({self.plan.prefix} tokens)"
-        self.engine.prepare(what, programs.prefill_prefix, *args, **dtypes)
-        self.prefix = programs.prefill_prefix(*args, **dtypes)
+        engine.prepare(what, programs.prefill_prefix, *args, **static)
+        self.prefix = programs.prefill_prefix(*args, **static)
         self._count(computed=self.prefix_length, padding=self.plan.prefix - self.prefix_length)
 
     def _count(self, *, computed: int = 0, shared: int = 0, padding: int = 0) -> None:
@@ -141,8 +144,9 @@ class EngineRun:
             put(tokens, self.mesh, REPLICA), put(lengths, self.mesh, REPLICA), put(entries, self.mesh, REPLICA),
         )  # fmt: skip
         what = f"the prefill of prompts ({P} x {T} tokens)"
-        self.engine.prepare(what, programs.prefill, *args, dtype=self.engine.dtype)
-        prompts, logits = programs.prefill(*args, dtype=self.engine.dtype)
+        static: dict[str, Any] = {"dtype": self.engine.dtype, "attention": self.engine.attention}
+        self.engine.prepare(what, programs.prefill, *args, **static)
+        prompts, logits = programs.prefill(*args, **static)
         return prompts, logits, by_row
 
     def _width(self, T: int) -> int:

@@ -14,11 +14,12 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from selfreward_jax.core.mesh import RULES, Rules
+from selfreward_jax.core.mesh import RULES, Rules, platform
 
 Backend = Literal["blocks", "cudnn", "splash"]
 BLOCK = 256  # queries whose scores are in memory at a time; a multiple of what the TPU kernel needs
 LANES = 128  # the TPU kernel works on multiples of so many tokens
+KERNEL_BLOCK, KERNEL_BLOCK_MOST = 512, 1024  # tokens of a block of the TPU kernel, of rows that have more than one
 
 
 @struct.dataclass
@@ -68,7 +69,7 @@ def attention(
       backend: `auto`, or a Backend.
     """
     has_parents = segments is not None and segments.parents is not None
-    chosen = choose_backend(backend, jax.default_backend(), q_BTHE.dtype, has_parents)
+    chosen = choose_backend(backend, platform(), q_BTHE.dtype, has_parents)
     if chosen == "splash":
         return _splash(q_BTHE, k_BTKE, v_BTKE, segments, rules)
     if chosen == "cudnn":
@@ -114,15 +115,27 @@ def _blocks(q_BTHE: jax.Array, k_BTKE: jax.Array, v_BTKE: jax.Array, segments: S
     return out.transpose(0, 3, 1, 2, 4).reshape(B, T, H, E)
 
 
+def kernel_block(tokens: int) -> int:
+    """Tokens of a block of the TPU kernel, for rows of so many.
+
+    A row of up to 512 is one block. A longer one is filled up to whole blocks of 512, or of that multiple of 128 up to
+    1,024 which leaves least to fill. Smaller blocks would read keys and values too often for what is computed with
+    them; larger ones compute more of the masked half.
+    """
+    if tokens <= KERNEL_BLOCK:
+        return -(-tokens // LANES) * LANES
+    return min(range(KERNEL_BLOCK, KERNEL_BLOCK_MOST + 1, LANES), key=lambda block: (-tokens % block, block))
+
+
 def _splash(q_BTHE, k_BTKE, v_BTKE, segments: Segments | None, rules: Rules, interpret: bool = False):
     """The TPU's splash attention: rows filled up to whole blocks, each device with its own rows and heads."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
     T, E = q_BTHE.shape[1], q_BTHE.shape[3]
-    fill = -T % LANES
+    block = kernel_block(T)
+    fill = -T % block
     size = T + fill
-    block = max(n for n in (LANES, 2 * LANES, 4 * LANES) if size % n == 0)
     sizes = kernels.BlockSizes(
         block_q=block, block_kv=block, block_kv_compute=block, block_q_dkv=block, block_kv_dkv=block,
         block_kv_dkv_compute=block, block_q_dq=block, block_kv_dq=block,
