@@ -386,6 +386,9 @@ def _traffic(program: Program, computation: str, op: Op) -> float:
         return 0.0
     read = sum(a.bytes for a in operands if a is not None and not a.fast)
     results = op.results[-1:] if op.code.endswith("-start") else op.results
+    if op.code == "custom-call":  # what it changes in place is counted as read, and little of it is written
+        in_place = {int(n) for n in re.findall(r"\{(\d+)\}: \(", op.rest)}
+        results = [r for n, r in enumerate(results) if n not in in_place]
     return read + sum(r.bytes for r in results if not r.fast)
 
 

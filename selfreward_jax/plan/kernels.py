@@ -15,7 +15,8 @@ _SPLASH = {"dkv": 4, "dq": 3, "fwd": 2}
 def kernel_flops(name: str, operands: Sequence[Shape], results: Sequence[Shape]) -> float | None:
     """Of one call; None for a kernel that isn't known.
 
-    A causal mask's empty blocks aren't computed, half of all; the diagonal's are, which is left out here.
+    A causal mask's empty blocks aren't computed, half of a square; the diagonal's are, which is left out here. The
+    decode kernels' are those of a cache that is full.
     """
     if name.startswith("splash"):
         products = next((n for word, n in _SPLASH.items() if word in name), None)
@@ -24,5 +25,9 @@ def kernel_flops(name: str, operands: Sequence[Shape], results: Sequence[Shape])
             return None
         q = max((s for s in arrays if len(s) in (3, 4)), key=math.prod)
         *rows, heads, T, E = q
-        return products * 2.0 * math.prod(rows) * heads * T * T * E / 2
+        S = max(s[-2] for s in arrays)  # what stands before the queries' own keys, such as a prefix, is seen by all
+        return products * 2.0 * math.prod(rows) * heads * (T * S - T * T / 2) * E
+    if name.startswith(("append_and_attend", "attend_used")):
+        queries, (blocks, _, width, _), _ = (s for s in operands if len(s) == 4)
+        return 2 * 2.0 * math.prod(queries) * blocks * width
     return None

@@ -14,9 +14,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from selfreward_jax.core.losses import loss_settings
 from selfreward_jax.core.mesh import AXES, make_rules, replicated, row_ways
 from selfreward_jax.engine import programs
-from selfreward_jax.engine.attention import KV
 from selfreward_jax.engine.cache import CachePlan, blocks_for, machine_bytes, padded_length, plan_cache, round_up
-from selfreward_jax.engine.layout import REPLICA, kv_sharding, reshard, sampling_mesh, weight_shardings
+from selfreward_jax.engine.layout import REPLICA, reshard, sampling_mesh, weight_shardings
+from selfreward_jax.engine.regions import Attention, Region, choose_attention, region_shapes
 from selfreward_jax.engine.run import STEPS, prefill_width
 from selfreward_jax.engine.sampling import Law
 from selfreward_jax.engine.schedule import Schedule
@@ -262,6 +262,7 @@ class SamplingStage:
         self.prompt = prompt + answer if name == "judge" else prompt
         self.samples = c.judge.samples if name == "judge" else c.respond.n
         requests = c.prompts.count * (c.respond.n if name == "judge" else 1)
+        self.attention: Attention = choose_attention(g.attention, plans.platform)
         self.cache_dtype = jnp.dtype(g.cache_dtype or c.model.dtype)
         bucket = g.length_bucket or (16 if plans.platform == "cpu" else 64)
         self.weights = plans.weights()
@@ -281,22 +282,22 @@ class SamplingStage:
             "KV cache": bytes_on_device((self._prefix(), self._prompts(), self._own())),
         }  # fmt: skip
 
-    def _region(self, blocks: int, rows: int, width: int, shared: bool = False) -> list[KV]:
-        m, dtype = self.plans.model, self.cache_dtype
-        lay = kv_sharding(m, self.plans.sampling, shared=shared)
-        K, E = m.num_kv_heads, m.head_dim
-        k = jax.ShapeDtypeStruct((blocks, rows, K, E, width), dtype, sharding=lay)
-        v = jax.ShapeDtypeStruct((blocks, rows, K, width, E), dtype, sharding=lay)
-        return [KV(k, v)] * m.num_layers  # type: ignore[list-item]
+    def _region(self, blocks: int, rows: int, width: int) -> list[Region]:
+        return region_shapes(
+            self.plans.model, self.plans.sampling, blocks=blocks, rows=rows, width=width, dtype=self.cache_dtype,
+            attention=self.attention,
+        )  # fmt: skip
 
-    def _prefix(self) -> list[KV]:
-        return self._region(1, 1, self.cache.prefix, shared=True) if self.prefix else []
+    def _prefix(self) -> list[Any]:
+        m, width = self.plans.model, self.cache.prefix
+        shapes = functools.partial(region_shapes, m, self.plans.sampling, dtype=self.cache_dtype, shared=True)
+        return shapes(blocks=1, rows=1, width=width) if self.prefix else []
 
-    def _prompts(self) -> list[KV]:
+    def _prompts(self) -> list[Region]:
         c = self.cache
         return self._region(blocks_for(self.padded, c.prompt_block), self.plans.replicas * c.entries, c.prompt_block)
 
-    def _own(self) -> list[KV]:
+    def _own(self) -> list[Region]:
         c = self.cache
         return self._region(blocks_for(self.new_tokens, c.own_block), self.rows, c.own_block)
 
@@ -316,7 +317,7 @@ class SamplingStage:
                 p.model, self.weights, self._prefix(), length, self._prompts(), on_rows(np.zeros((P, T), np.int32)),
                 on_rows(np.zeros(P, np.int32)), on_rows(np.zeros((p.replicas, self.width), np.int32)),
             ),
-            {"dtype": p.dtype}, self.kinds, P * T, forward * P * T, p.sampling,
+            {"dtype": p.dtype, "attention": self.attention}, self.kinds, P * T, forward * P * T, p.sampling,
         )  # fmt: skip
         slots, seats = Schedule(p.replicas, self.cache.slots, self.cache.entries, self.samples, []).arrays(0, 1)
         yield Planned(
