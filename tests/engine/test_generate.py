@@ -163,6 +163,22 @@ def test_heads_that_the_tensor_devices_can_not_share_are_kept_whole_on_each_with
     assert tokens(run(engine, PLAIN)) == tokens(run(Engine(one, TINY), PLAIN))
 
 
+PALLAS = dataclasses.replace(TINY, attention="pallas")  # interpreted on this machine
+
+
+def test_the_tpu_kernels_sample_what_plain_attention_samples_with_heads_over_the_mesh(sampled):
+    found = run(Engine(small_model(data=2, tensor=2), PALLAS), PLAIN)
+    assert tokens(found) == tokens(sampled)
+    np.testing.assert_allclose([found[k].logp for k in found], [sampled[k].logp for k in found], atol=1e-4)
+
+
+def test_the_tpu_kernels_give_the_tokens_of_a_naive_loop_after_a_shared_prefix_with_all_heads_on_each_device():
+    model = small_model(VARIANTS["tied_mqa"], data=2)
+    found = tokens(run(Engine(model, dataclasses.replace(PALLAS, tensor=2)), SHARED, 2, GREEDY))
+    expected = {r.id: naive_loop(model, r, np.zeros(2, np.uint32), GREEDY) for r in SHARED}
+    assert found == {(r.id, n): expected[r.id] for r in SHARED for n in range(2)}
+
+
 @pytest.mark.parametrize(
     ("tensor", "message"),
     [(4, "embed has 70 vocab, which 4 tensor devices can't split evenly"), (3, "3 does not divide the 8 devices")],
@@ -275,8 +291,9 @@ def test_what_is_read_after_a_prompt_is_the_models_distribution(engine, model, a
         np.testing.assert_allclose(logps, naive_read(model, request.prompt_ids), atol=1e-4)
 
 
-def test_what_is_read_after_a_sample_is_the_distribution_after_the_fed_tokens(model, stopped):
-    ended = Engine(dataclasses.replace(model, chat=StubChat(stopped[1])), TINY)
+@pytest.mark.parametrize("settings", [TINY, PALLAS], ids=["xla", "pallas"])
+def test_what_is_read_after_a_sample_is_the_distribution_after_the_fed_tokens(model, stopped, settings):
+    ended = Engine(dataclasses.replace(model, chat=StubChat(stopped[1])), settings)
     reading = Reading(lambda text: (7, 8) if len(text) % 2 else (9,), CANDIDATES, longest=3)
     found = run(ended, PLAIN, reading=reading)
     assert tokens(found) == tokens(stopped[0])  # reading changes nothing about the samples
