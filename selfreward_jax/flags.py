@@ -195,6 +195,10 @@ def plan_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--stages", default="", help="of sft, reshard, respond, judge, reference, dpo, with commas (default: all)"
     )
+    parser.add_argument(
+        "--search", type=number(int, 1), nargs="?", const=3, default=0, metavar="N",
+        help="look for the mesh, remat and cache that go fastest; compiles the N most promising (default 3)",
+    )  # fmt: skip
     tokens = number(int, 1)
     parser.add_argument("--prompt_tokens", type=tokens, default=512, help="of the longest prompt (default 512)")
     parser.add_argument(
