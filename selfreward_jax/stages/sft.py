@@ -1,10 +1,10 @@
 """Supervised fine-tuning of M0 on instruction following and evaluation following data: M1 (paper §2.2)."""
 
-import random
 from collections.abc import Sequence
 
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.progress import say
+from selfreward_jax.core.rows import draw
 from selfreward_jax.core.seeds import Demonstration, load_eft, load_ift
 from selfreward_jax.llama.load import MODEL_FILE
 from selfreward_jax.methods.judging import JudgeTemplate, parse_score
@@ -44,7 +44,7 @@ def seed_rows(run: Run) -> tuple[list[TrainRow], dict[str, int]]:
     facts: dict[str, int] = {}
     limit = min(c.sft.max_length, run.context)
     for name, demonstrations in sets.items():
-        examples = [tokenise(run, d) for d in choose(demonstrations, c.seeds.max_rows, c.seed)]
+        examples = [tokenise(run, d) for d in draw(demonstrations, c.seeds.max_rows, c.seed)]
         fitting = [e for e in examples if len(e) <= limit]
         facts |= {f"{name}_rows": len(fitting), f"{name}_dropped_too_long": len(examples) - len(fitting)}
         rows += [TrainRow((e,)) for e in fitting]
@@ -53,14 +53,6 @@ def seed_rows(run: Run) -> tuple[list[TrainRow], dict[str, int]]:
     if not rows:
         raise UserError(f"config.sft.max_length: all seed rows exceed {limit} tokens; raise it.")
     return rows, facts
-
-
-def choose(demonstrations: Sequence[Demonstration], most: int, seed: int) -> list[Demonstration]:
-    """At most `most` of them (0: all), chosen by the seed, in their order."""
-    if not most or len(demonstrations) <= most:
-        return list(demonstrations)
-    picked = sorted(random.Random(seed).sample(range(len(demonstrations)), most))
-    return [demonstrations[i] for i in picked]
 
 
 def tokenise(run: Run, demonstration: Demonstration) -> Example:
