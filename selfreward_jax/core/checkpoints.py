@@ -100,7 +100,8 @@ class Checkpoints:
         self._keep.named = set(also_keep)
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         with self._told():
-            self._manager.save(step, args=ocp.args.Composite(**items))
+            # Else Orbax would ask for JAX's notice of preemption, under numbers that aren't those of `hosts.preempted`.
+            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
     def wait(self) -> None:
         """Returns when everything saved so far is on disk, whole.
