@@ -71,7 +71,8 @@ def preempted() -> bool:
     Its coordination service takes a SIGTERM to any process for such a notice wherever its own handler is in place:
     from `join` until `on_signals`, and in programs that set no other.
     """
-    if not jax.distributed.is_initialized() or not jax.config.jax_enable_preemption_service:
+    enabled = jax.config.jax_enable_preemption_service  # pyright: ignore[reportAttributeAccessIssue]
+    if not (enabled and jax.distributed.is_initialized()):
         return False
     from jax.experimental import multihost_utils
 
