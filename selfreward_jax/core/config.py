@@ -210,13 +210,14 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
     """Runs a configuration file and applies `--config.field=value` overrides.
 
     Args:
-      path: a Python file with `get_config()`.
+      path: a Python file with `get_config()`; after a colon what is handed to it, `configs/llama3_8b.py:v5e-256`.
       overrides: arguments of the form `--config.a.b=value`.
 
     Raises:
       UserError: no such file, an unknown field (with near names), or a value of the wrong kind.
     """
-    if not epath.Path(path).exists() or epath.Path(path).is_dir():
+    file = epath.Path(re.sub(r"\.py:[^/]*$", ".py", path))
+    if not file.exists() or file.is_dir():
         raise UserError(f"--config={path}: no such file; see the folder configs/, for example configs/base.py.")
     config = _with_overrides(config_flags.DEFINE_config_file, overrides, f"--config={path}", path)
     if not isinstance(config, ConfigDict):
