@@ -1,4 +1,4 @@
-"""Layouts of the Llama models on TPU slices, as `selfreward plan --search` finds them; docs/tpu.md has what they need."""
+"""Layouts of the Llama models on TPU slices, from `selfreward plan --search`; what they need is in docs/tpu.md."""
 
 from ml_collections import ConfigDict
 
