@@ -144,6 +144,8 @@ class Choice(Work):
 def walk(steps: Sequence[int], compare: Callable[[int, int], Mapping[str, int]]) -> tuple[int, list[Row]]:
     """The best step, and each comparison on the way: the later one must win more prompts than it loses.
 
+    Where none won or lost a single prompt, nothing speaks against the last, which it is by default.
+
     Args:
       steps: of the checkpoints, ascending.
       compare: how many prompts the first of two steps won, tied and lost against the second.
@@ -154,13 +156,16 @@ def walk(steps: Sequence[int], compare: Callable[[int, int], Mapping[str, int]])
         comparisons.append({"step": step, "against": best, **counts})
         if counts["win"] > counts["lose"]:
             best = step
-    return best, comparisons
+    return best if decided(comparisons) else steps[-1], comparisons
+
+
+def decided(comparisons: Sequence[Row]) -> bool:
+    """Whether any prompt was won or lost."""
+    return any(c["win"] or c["lose"] for c in comparisons)
 
 
 def choose_by_win_rate(work: Choice, title: str, steps: Sequence[int], prompts: Sequence[Prompt]) -> tuple[int, Row]:
     """The best step by the judge, and what is on record of it.
-
-    A judge that was asked and gave no verdict that can be read has no say: it is the last step then.
 
     Args:
       title: of the training, for messages.
@@ -173,36 +178,30 @@ def choose_by_win_rate(work: Choice, title: str, steps: Sequence[int], prompts: 
         made = respond(work, str(step), work.step(step), prompts, section)
         answers[step] = {r.prompt_id: r.text for r in made}
     judge = work.judge()
-    readable: list[bool] = []
 
     def compare(step: int, best: int) -> dict[str, int]:
         what = f"{title}: step {step} against {best}"
         pairs = [AnswerPair(p, answers[step][p.id], answers[best][p.id]) for p in prompts]
-        decisions, read = _decisions(work, judge, f"{step}/verdicts.jsonl", what, pairs)
-        if any(p.a != p.b for p in pairs):
-            readable.append(read)
+        decisions = _decisions(work, judge, f"{step}/verdicts.jsonl", what, pairs)
         outcomes = collections.Counter(d.outcome for d in decisions)
         missing = f", {outcomes[None]} without an outcome" if outcomes[None] else ""
         say(f"{what}: {outcomes['win']} won, {outcomes['tie']} tied, {outcomes['lose']} lost{missing}")
         return {name: outcomes[name] for name in get_args(Outcome)} | {"missing": outcomes[None]}
 
     best, comparisons = walk(steps, compare)
-    if readable and not any(readable):
-        best = steps[-1]
+    if not decided(comparisons):
         say(
-            f"{title}: no verdict of {judge.title} could be read, so the last step is taken; another"
-            " config.checkpoint.judge may do better, and config.judge.method=completion reads a verdict from any"
+            f"{title}: {judge.title} prefers no checkpoint's answer on any prompt (answers alike, verdicts that change"
+            " with the order or can't be read), so the last step is taken; another config.checkpoint.judge may tell"
+            " more, and config.judge.method=completion reads a verdict from any"
         )
     return best, {"judge": judge.name, "judge_hash": judge.hash, "prompts": len(prompts), "comparisons": comparisons}
 
 
-def _decisions(
-    work: Choice, judge: ModelRef, artefact: str, title: str, pairs: Sequence[AnswerPair]
-) -> tuple[list[Decision], bool]:
-    """Who wins each pair, and whether any verdict could be read."""
+def _decisions(work: Choice, judge: ModelRef, artefact: str, title: str, pairs: Sequence[AnswerPair]) -> list[Decision]:
+    """Who wins each pair; a judge from which no verdict can be had says nothing of any."""
     try:
         verdicts = judge_pairs(work, artefact, judge, judge.title, title, pairs, 1, PairwiseTemplate())
     except NoVerdict:
-        return decide(pairs, [], {p.prompt.id for p in pairs}), False
-    read = any(v.verdict is not None for v in verdicts)
-    return decide(pairs, verdicts, too_long(pairs, verdicts, title)), read
+        return decide(pairs, [], {p.prompt.id for p in pairs})
+    return decide(pairs, verdicts, too_long(pairs, verdicts, title))

@@ -1,6 +1,7 @@
 """A judge chooses among a training's checkpoints: by which rule, from what, and that the model is the one chosen."""
 
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -67,6 +68,7 @@ def chosen(data, changes, tmp_path_factory) -> Path:
         ({(2, 1): (3, 0, 2), (3, 2): (2, 0, 3)}, 2, [1, 2]),
         ({(2, 1): (2, 0, 3), (3, 1): (1, 4, 0)}, 3, [1, 1]),  # the loser is not compared with any more
         ({(2, 1): (2, 1, 2), (3, 1): (0, 5, 0)}, 1, [1, 1]),  # as many wins as losses change nothing
+        ({(2, 1): (0, 5, 0), (3, 1): (0, 2, 0)}, 3, [1, 1]),  # nothing was said, so it is the last
     ],
 )
 def test_a_later_checkpoint_takes_the_place_if_it_wins_more_than_it_loses(outcomes, best, against):
@@ -99,6 +101,7 @@ def test_the_choice_follows_from_the_verdicts_and_is_on_record(chosen, finished)
         lost = sum(max(x.values()) < 0.5 for x in said.values())
         told.append({"step": step, "against": best, "win": won, "tie": 5 - won - lost, "lose": lost, "missing": 0})
         best = step if won > lost else best
+    best = best if any(c["win"] or c["lose"] for c in told) else 8
     judge = json.loads((finished / "m1" / "model.json").read_text())["hash"]
     record = {"judge": str(finished / "m1"), "judge_hash": judge, "prompts": 5, "comparisons": told}
     assert model["best"] == {"checkpoint": best, "by": "win_rate", **record}
@@ -174,17 +177,31 @@ def test_a_choice_stopped_again_and_again_ends_as_in_one_go(data, changes, chose
     assert_same(load_model(str(tmp_path / "run" / "m1")).params, load_model(str(chosen / "m1")).params)
 
 
-def test_a_judge_that_cannot_be_read_leaves_it_at_the_last_step(data, changes, tmp_path, capsys):
+def test_a_judge_that_says_nothing_leaves_it_at_the_last_step(data, changes, tmp_path, capsys):
     more = {"checkpoint.judge": "m1", "judge.method": "sampled", "sft.epochs": 1}  # for M1 itself that is M0
     run = tmp_path / "run"
     assert cli.main(tiny.arguments("sft", run, data, changes | more)) == 0
     said = capsys.readouterr().err
-    assert "M1 SFT: no verdict of M0 could be read, so the last step is taken; another config" in said
+    assert "M1 SFT: M0 prefers no checkpoint's answer on any prompt" in said and "so the last step is taken" in said
     assert "M1 SFT: the model is step 4 of 4, chosen by win_rate\n" in said
     best = json.loads((run / "m1" / "model.json").read_text())["best"]
     (found,) = best["comparisons"]
     assert (best["checkpoint"], best["judge"], found["win"], found["lose"]) == (4, "m0", 0, 0)
     assert found["missing"] + found["tie"] == 5 and found["missing"] > 0
+
+
+def test_dpo_asks_for_the_prompts_of_held_out_pairs(data, changes, finished, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    more = {"checkpoint.prompts": "", "checkpoint.held_out": 1, "checkpoint.every_steps": 1, "dpo.epochs": 2}
+    words = tiny.arguments("dpo", run, data, changes | more | {"checkpoint.judge": "m1"})
+    assert cli.main([*words, "--resume=force"]) == 0
+    best = json.loads((run / "m2" / "model.json").read_text())["best"]
+    asked = {row["prompt_id"] for row in tiny.read_jsonl(run / "m2" / "choice" / "1" / "responses.jsonl")}
+    assert len(asked) == best["prompts"] == best["held_out"] == 1 and best["comparisons"]
+    assert asked < {row["prompt_id"] for row in tiny.read_jsonl(run / "m2" / "pairs.jsonl")}
+    assert best["judge_hash"] == json.loads((run / "m1" / "model.json").read_text())["hash"]
+    assert "eval/rewards/accuracies" in best
 
 
 def test_prompts_are_those_of_held_out_rows_that_ask_for_an_answer(data, tmp_path):
