@@ -30,7 +30,7 @@ set -u
 
 NAME="${NAME:-selfreward}" ACCELERATOR="${ACCELERATOR:-v5litepod-16}" QUEUED="${QUEUED:-1}" SPOT="${SPOT:-0}"
 POLL="${POLL:-20}" # seconds between two looks
-LOST=75 RERUNS=3   # a command that lost a worker is started again, so many times in a row on a slice that is well
+LOST=75 RERUNS="${RERUNS:-3}" # a command that lost a worker is started again, so often in a row on a slice that is well
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 LOGS="${LOGS:-$here/runs/tpu}"
 dry=0 seen="" # whether gcloud has ever answered: before, that it can't is no matter of patience
