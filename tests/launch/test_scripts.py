@@ -8,7 +8,7 @@ import pytest
 
 from tests import tiny
 
-SCRIPTS = [*sorted((tiny.ROOT / "launch").glob("*.sh")), *sorted((tiny.ROOT / "launch").glob("*.sbatch"))]
+SCRIPTS = sorted(p for kind in ("*.sh", "*.sbatch") for p in (tiny.ROOT / "launch").rglob(kind))
 
 
 @pytest.mark.parametrize("path", [*SCRIPTS, tiny.ROOT / ".ci" / "run"], ids=lambda path: path.name)
