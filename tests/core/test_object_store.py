@@ -1,5 +1,6 @@
 """gs:// paths, against a server that speaks the JSON API of Google Cloud Storage: gcsfs and TensorStore talk to it."""
 
+import functools
 import json
 import os
 import socketserver
@@ -23,6 +24,7 @@ from tests import tiny
 
 pytest.importorskip("gcsfs", reason="gcsfs is not installed")
 emulator = pytest.importorskip("gcp_storage_emulator.server", reason="gcp-storage-emulator is not installed")
+objects = pytest.importorskip("gcp_storage_emulator.handlers.objects")
 
 ROOT = epath.Path("gs://bucket")
 
@@ -33,6 +35,7 @@ def service():
     with pytest.MonkeyPatch.context() as patch:
         # The server tells of every connection that a client closes before its answer is read.
         patch.setattr(socketserver.BaseServer, "handle_error", lambda *_: None)
+        patch.setattr(objects, "download", functools.partial(download, objects.download))
         server = emulator.create_server("localhost", 0, in_memory=True, default_bucket="bucket")
         server.start()
         address = f"http://localhost:{server._api._httpd.server_port}"
@@ -40,6 +43,14 @@ def service():
         patch.setenv("TENSORSTORE_GCS_HTTP_URL", address)
         yield address
         server.stop()
+
+
+def download(of_the_server, request, response, storage) -> None:
+    """With the header by which TensorStore knows what it has read; the server leaves it out."""
+    of_the_server(request, response, storage)
+    if response.status < 300:
+        place = request.params["bucket_name"], request.params["object_id"]
+        response["x-goog-generation"] = storage.get_file_obj(*place)["generation"]
 
 
 def put(service: str, name: str, data: bytes) -> None:
