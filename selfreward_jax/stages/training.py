@@ -135,6 +135,7 @@ def train_model(
         title=title,
         interrupt=run.interrupt,
         held_out=held_out,
+        tracer=run.tracer(f"m{t}/{inputs['stage']}"),
     )
     choice = chosen(run, title, step, log, len(held_out)) if held_out else {}
     where = {}

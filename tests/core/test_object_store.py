@@ -17,6 +17,7 @@ from etils import epath
 from selfreward_jax import cli
 from selfreward_jax.core.checkpoints import Checkpoints
 from selfreward_jax.core.errors import UserError
+from selfreward_jax.core.profile import Tracer
 from selfreward_jax.core.store import Journal, Manifest, remote_error, write_atomic
 from selfreward_jax.core.tables import read_table
 from selfreward_jax.llama import load
@@ -119,6 +120,12 @@ def test_a_bucket_that_is_not_there_is_one_line():
             checkpoints.save(1, params(1))
     with pytest.raises(UserError, match="gs://no-such-bucket/a.txt: can't write"):
         write_atomic("gs://no-such-bucket/a.txt", "text")
+
+
+def test_a_profile_is_uploaded():
+    with Tracer(ROOT / "profile", (1, 1)) as tracer:
+        list(tracer.steps("step", range(1)))
+    assert [p.name for p in (ROOT / "profile/plugins/profile").glob("*/perfetto*")] == ["perfetto_trace.json.gz"]
 
 
 @pytest.mark.parametrize("kind", ["parquet", "jsonl", "jsonl.gz"])
