@@ -78,8 +78,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb. Returns the exit status: 0, 2 for unusable input, 130 after a stop that was asked for."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     from selfreward_jax.core import watchdog
-    from selfreward_jax.core.interrupt import Interrupted, on_signals
+    from selfreward_jax.core.interrupt import Interrupt, Interrupted, on_signals
 
+    interrupt = Interrupt()
     try:
         _check_word(arguments)
         options, rest = parser().parse_known_args(arguments)
@@ -97,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         function = _function(options.verb)
         hosts.join()
         keep_compiled_programs()
-        with on_signals() as interrupt:
+        with on_signals(interrupt):
             function(options, overrides, interrupt)
         return watchdog.leave(0)
     except UserError as error:
@@ -109,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"selfreward: {line}", file=sys.stderr)
         return watchdog.leave(2, line)
     except (Interrupted, KeyboardInterrupt):
-        print("selfreward: stopped; the same command goes on from here.", file=sys.stderr)
+        print(f"selfreward: stopped{interrupt.told()}; the same command goes on from here.", file=sys.stderr)
         return watchdog.leave(130, "it was asked to stop")
     except Exception as error:
         from selfreward_jax.core.store import remote_error

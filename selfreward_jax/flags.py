@@ -212,6 +212,34 @@ def eval_judge_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reference", default="", metavar="DIR", help="of the implicit reward; a model like --model")
 
 
+def plan_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", required=True, metavar="FILE", help="configuration; its model need not be here")
+    parser.add_argument(
+        "--topology", required=True, metavar="NAME",
+        help="v5p:4x4x4 or v5p-128, v5e:16x16 or v5litepod-256, v6e:8x8, gpu:8xh100, cpu:8",
+    )  # fmt: skip
+    parser.add_argument(
+        "--stages", default="", help="of sft, reshard, respond, judge, reference, dpo, with commas (default: all)"
+    )
+    parser.add_argument(
+        "--search", type=number(int, 1), nargs="?", const=3, default=0, metavar="N",
+        help="look for the mesh, remat and cache that go fastest; compiles the N most promising (default 3)",
+    )  # fmt: skip
+    tokens = number(int, 1)
+    parser.add_argument("--prompt_tokens", type=tokens, default=512, help="of the longest prompt (default 512)")
+    parser.add_argument(
+        "--instruction_tokens", type=tokens, default=512, help="of the judge's instructions (default 512)"
+    )
+    parser.add_argument("--mean_prompt", type=tokens, default=128, help="tokens of a prompt, on average (default 128)")
+    parser.add_argument("--mean_answer", type=tokens, default=384, help="tokens of an answer (default 384)")
+    parser.add_argument("--mean_judgement", type=tokens, default=160, help="tokens of a judgement (default 160)")
+    parser.add_argument(
+        "--pair_share", type=number(float, 0, 1), default=0.8, help="of prompts that end as a pair (default 0.8)"
+    )
+    parser.add_argument("--price", type=number(float, 0), default=0, help="USD of a chip-hour, for the cost")
+    parser.add_argument("--output", default="", metavar="FILE", help="the same as JSON")
+
+
 def report_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workdir", required=True, metavar="DIR", help="the run's folder, finished or in the making")
     parser.add_argument("--output", default="", metavar="FILE", help="the page (default: report.html in the workdir)")
@@ -323,6 +351,9 @@ VERBS: dict[str, Verb] = {
     "pairs": Verb("preference pairs from judged answers", stage_arguments, "runs:pairs"),
     "dpo": Verb("preference training on an iteration's pairs", dpo_arguments, "runs:dpo"),
     "seeds": Verb("the paper's seed sets from answers that people ranked", seeds_arguments, "seeds:seeds"),
+    "plan": Verb(
+        "a run compiled for a machine that need not be here: memory, speed, hours", plan_arguments, "plan:plan"
+    ),
     "report": Verb("a run as one page to look at: report.html", report_arguments, "report:report"),
     "score": Verb("log-probabilities of given responses", score_arguments, "models:score"),
     "export": Verb("a model as a Hugging Face folder", export_arguments, "models:export"),

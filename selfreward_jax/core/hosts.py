@@ -4,6 +4,7 @@ The processes share a file system or an object store. What a process reads of an
 None goes on alone: when one is lost or gives up, `watchdog` ends the others.
 """
 
+import itertools
 import os
 import urllib.request
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ import numpy as np
 from selfreward_jax.core import watchdog
 from selfreward_jax.core.errors import UserError
 
+_looks = itertools.count(1)  # at JAX's notice of preemption, which is agreed on by such numbers
 _ADDRESS, _COUNT, _INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 _HOSTS = "SELFREWARD_HOSTS"
 _TPU_VM_WORKERS = "http://metadata.google.internal/computeMetadata/v1/instance/attributes/worker-network-endpoints"
@@ -103,3 +105,17 @@ def any_of(flag: bool) -> bool:
     from jax.experimental import multihost_utils
 
     return bool(np.any(multihost_utils.process_allgather(np.bool_(flag))))
+
+
+def preempted() -> bool:
+    """Whether JAX has a notice of preemption, and this is where it wants all processes to stop; all must ask alike.
+
+    Its coordination service takes a SIGTERM to any process for such a notice wherever its own handler is in place:
+    from `join` until `on_signals`, and in programs that set no other.
+    """
+    enabled = jax.config.jax_enable_preemption_service  # pyright: ignore[reportAttributeAccessIssue]
+    if not (enabled and jax.distributed.is_initialized()):
+        return False
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.reached_preemption_sync_point(next(_looks))

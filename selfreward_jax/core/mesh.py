@@ -1,10 +1,11 @@
 """The device mesh, and one short table of rules from logical axes to mesh axes."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from selfreward_jax.core.errors import UserError
@@ -49,6 +50,31 @@ def make_rules(given: Mapping[str, str]) -> Rules:
     return tuple(rules.items())
 
 
+def mesh_sizes(section, count: int, where: str) -> dict[str, int]:
+    """Devices along each axis of a machine's mesh, which must use them all; -1 for one of them: all that are left.
+
+    Args:
+      section: `mesh` of the configuration.
+      count: devices of the machine.
+      where: their machine, for the message.
+
+    Raises:
+      UserError: the sizes don't multiply to the devices.
+    """
+    sizes = {axis: section[axis] for axis in AXES}
+    shown = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
+    given = math.prod(size for size in sizes.values() if size != -1)
+    left = [axis for axis, size in sizes.items() if size == -1]
+    if len(left) == 1 and given and count % given == 0:
+        sizes[left[0]] = count // given
+    if min(sizes.values()) < 1 or math.prod(sizes.values()) != count:
+        raise UserError(
+            f"config.mesh: {shown} does not multiply to the {count} devices of {where}; give sizes that do, one of them"
+            " may be -1, all that are left."
+        )
+    return sizes
+
+
 def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
     """A mesh of the given sizes; -1 for one of them means all devices that the others leave.
 
@@ -65,8 +91,14 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
         raise UserError(
             f"config.mesh: {shown} does not fit the {len(devices)} {devices[0].platform} device(s) there are."
         )
-    count = math.prod(sizes)
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:count])
+    return mesh_over(dict(zip(AXES, sizes, strict=True)), devices[: math.prod(sizes)])
+
+
+def mesh_over(sizes: Mapping[str, int], devices: Sequence) -> Mesh:
+    """A mesh over these devices, neighbours in a TPU's torus side by side, one of its dimensions split if need be."""
+    shape = tuple(sizes[axis] for axis in AXES)
+    placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def partition(

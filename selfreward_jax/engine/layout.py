@@ -78,6 +78,16 @@ def weight_shardings(config: LlamaConfig, params: Params, mesh: Mesh, dtype) -> 
     return whole | {"layers": [layer] * config.num_layers}
 
 
+def reshard(config: LlamaConfig, params: Params, mesh: Mesh, dtype):
+    """The program that brings weights of the training layout, or of these shapes, into the sampling layout.
+
+    Raises:
+      UserError: a weight can't be split over the tensor devices.
+    """
+    change = functools.partial(_to_sampling, config, dtype)
+    return jax.jit(change, out_shardings=weight_shardings(config, params, mesh, dtype))
+
+
 def lay_out(config: LlamaConfig, params: Params, mesh: Mesh, dtype) -> Params:
     """Weights of the training layout in the sampling layout.
 
@@ -85,8 +95,7 @@ def lay_out(config: LlamaConfig, params: Params, mesh: Mesh, dtype) -> Params:
       UserError: they can't be split over the tensor devices.
       RuntimeError: they did not arrive as they were sent.
     """
-    change = functools.partial(_to_sampling, config, dtype)
-    weights = jax.jit(change, out_shardings=weight_shardings(config, params, mesh, dtype))(params)
+    weights = reshard(config, params, mesh, dtype)(params)
     sent, arrived = sums_by_layer(params, dtype), sums_of_layers(functools.partial(block.unfuse, config), weights)
     for name in sent:
         if not np.array_equal(sent[name], arrived[name]):

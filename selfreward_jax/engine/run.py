@@ -69,6 +69,11 @@ def _on_mesh(method):
     return under
 
 
+def prefill_width(tokens: int, T: int, entries: int) -> int:
+    """Prompts of T tokens that a replica runs through the model at a time."""
+    return max(1, min(tokens // T, entries))
+
+
 class EngineRun:
     """Made for one call of the engine, and used up by it."""
 
@@ -145,7 +150,7 @@ class EngineRun:
 
     def _width(self, T: int) -> int:
         """Prompts of a padded length that a call takes in each replica: always as many, for the sake of every bit."""
-        return max(1, min(self.engine.prefill_tokens // T, self.plan.entries))
+        return prefill_width(self.engine.prefill_tokens, T, self.plan.entries)
 
     def _take(self) -> list[list[list[Sample]]]:
         """The next prompts to prefill, of one padded length, by replica."""

@@ -22,6 +22,7 @@ from selfreward_jax.llama.config import LlamaConfig
 from selfreward_jax.llama.load import MERGED, MODEL_FILE, Model, load_chat, load_model
 from selfreward_jax.stages.work import ModelRef, Work
 
+CHOICE = "choice"  # there, of a checkpoint that a judge chose: the answers and verdicts that the choice rests on
 ADAPTER = "adapter"  # in the folder of a model that LoRA made: what it learnt, in PEFT's format
 
 
@@ -164,7 +165,7 @@ class Run(Work):
             return
         hosts.wait(f"{marker} is read")
         if hosts.is_writer():
-            for name in ("checkpoints", "tb", MERGED, ADAPTER):
+            for name in ("checkpoints", "tb", MERGED, ADAPTER, CHOICE):
                 if (marker.parent / name).exists():
                     (marker.parent / name).rmtree()
             for name in ("metrics.jsonl", SPEED_FILE):

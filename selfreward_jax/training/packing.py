@@ -4,6 +4,7 @@ Whatever the layout, each example's log-probability is the same, and with it los
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 from selfreward_jax.training.batches import Batch, Text, TrainRow, lay_rows, round_up
@@ -53,7 +54,8 @@ def _can_share(row: TrainRow, layout: Layout) -> bool:
 
 
 def _one_text_a_row(rows: list[TrainRow], layout: Layout, share: bool) -> list[Plan]:
-    size = round_up(layout.rows or len(rows), layout.ways)
+    kinds = 1 if share else len(rows[0].examples)  # array rows of a training row; together they fill the devices
+    size = round_up(layout.rows or len(rows), layout.ways // math.gcd(layout.ways, kinds))
     plans = []
     for part in (rows[i : i + size] for i in range(0, len(rows), size)):
         texts = [_texts(row, r, size, share) for r, row in enumerate(part)]

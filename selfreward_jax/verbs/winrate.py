@@ -14,13 +14,12 @@ from selfreward_jax.core.config import load_config, override
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.interrupt import Interrupt
 from selfreward_jax.core.progress import say
-from selfreward_jax.core.rows import Row, content_id
+from selfreward_jax.core.rows import Row, content_id, draw
 from selfreward_jax.core.store import local_path, sha256_file
 from selfreward_jax.evals.answer_files import (
     Answer,
     Question,
     check_same,
-    choose,
     is_answer_file,
     load_answers,
     load_questions,
@@ -140,7 +139,7 @@ def _asked(options: argparse.Namespace, files: Mapping[str, Sequence[Answer]], s
             check_same((first, second), (sides[first], sides[second]))
     else:
         raise UserError("eval winrate A B: give --prompts=FILE for the models to answer.")
-    return Asked(data, sha256_file(data), tuple(choose(questions, options.max_prompts, seed)))
+    return Asked(data, sha256_file(data), tuple(draw(questions, options.max_prompts, seed)))
 
 
 def _settings(

@@ -1,0 +1,154 @@
+"""A program compiled for the described machine, and what it would need and take there."""
+
+import collections
+import dataclasses
+import re
+import time
+from typing import Any
+
+import jax
+
+from selfreward_jax.plan.hlo import Array, Collective, costs
+from selfreward_jax.plan.machines import Machine
+from selfreward_jax.plan.shapes import Planned
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What was found out about one program, all of one device.
+
+    Attributes:
+      memory: bytes by kind; what the program gives beside what it was given is under `results`, all that lies in
+        memory while it runs and no longer under `temporaries`.
+      flops, bytes: done, and moved between memory and the device, in one call; in a decode program in one step.
+      wire: bytes sent to other devices, by kind of the collective operation.
+      counts: how often each kind is done.
+      seconds: of a call by what bounds it, `matrix`, `hbm` and `ici`, as if each were alone and at its full speed.
+      too_big: why it doesn't fit, "" if it does.
+      largest: the largest arrays, (source, shape, bytes).
+      notes: what could not be counted.
+    """
+
+    planned: Planned
+    memory: dict[str, float]
+    flops: float
+    bytes: float
+    wire: dict[str, float]
+    counts: dict[str, int]
+    seconds: dict[str, float]
+    too_big: str
+    largest: list[tuple[str, str, float]]
+    notes: list[str]
+    compile_seconds: float
+
+    @property
+    def total(self) -> float:
+        return sum(self.memory.values())
+
+    @property
+    def bound(self) -> str:
+        return max(self.seconds, key=lambda name: self.seconds[name])
+
+    @property
+    def roofline(self) -> float:
+        """Seconds that a call takes at the least: everything at its full speed, and all at once."""
+        return max(self.seconds.values())
+
+
+def compile_planned(planned: Planned, machine: Machine) -> Result:
+    """Compiles a program; that it doesn't fit is a result too."""
+    begun = time.perf_counter()
+    lowered = planned.lower()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return _refused(planned, str(error), time.perf_counter() - begun)
+    text, stats = compiled.as_text(), compiled.memory_analysis()
+    seconds = time.perf_counter() - begun
+    found = costs(text, planned.rounds)
+    memory = dict(planned.kinds)
+    memory["results"] = max(0.0, stats.output_size_in_bytes - stats.alias_size_in_bytes)
+    memory["temporaries"] = float(stats.temp_size_in_bytes)
+    memory = {name: size for name, size in memory.items() if size}
+    hbm, total = machine.chip.hbm_gib * 2**30, sum(memory.values())
+    too_big = "" if total <= hbm else f"needs {total / 2**30:.2f} GiB of {machine.chip.hbm_gib:.2f} GiB"
+    wire: dict[str, float] = collections.defaultdict(float)
+    counts: collections.Counter[str] = collections.Counter()
+    for c in found.collectives:
+        if len(c.group) > 1:
+            wire[c.kind] += c.times * c.wire_bytes
+            counts[c.kind] += c.times
+    largest = sorted({_told(name, a): a.bytes for name, a in found.largest.items()}.items(), key=lambda x: -x[1])
+    notes = [f"rounds of a loop unknown, counted once: {name}" for name in dict.fromkeys(found.unknown_loops)]
+    notes += [f"operations of a kernel unknown: {name}" for name in dict.fromkeys(found.unknown_kernels)]
+    return Result(
+        planned, memory, found.flops, found.bytes, dict(wire), dict(counts),
+        _seconds(found.flops, found.bytes, found.collectives, planned, machine), too_big,
+        [(*key, size) for key, size in largest], notes, seconds,
+    )  # fmt: skip
+
+
+def _told(name: str, array: Array) -> tuple[str, str]:
+    return re.sub(r" \([^)]*\)$", "", name), f"{array.dtype}[{','.join(map(str, array.shape))}]"
+
+
+def _seconds(flops: float, moved: float, collectives: list[Collective], planned: Planned, machine: Machine):
+    devices = list(planned.mesh.devices.flat)
+
+    def sending(c: Collective) -> float:
+        places = [getattr(devices[i], "coords", None) for i in c.group if i < len(devices)]
+        known = [p for p in places if p is not None]
+        return c.times * c.wire_bytes / machine.bandwidth(known if len(known) == len(places) else [])
+
+    return {
+        "matrix": flops / (machine.chip.tflops * 1e12),
+        "hbm": moved / (machine.chip.hbm_gbps * 1e9),
+        "ici": sum(sending(c) for c in collectives if len(c.group) > 1),
+    }
+
+
+_NEEDED = re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", re.I)
+_LARGE = re.compile(r"Size: ([\d.]+)([KMGT]?)B?\s*\n(.*?)(?=\n\s*\d+\. Size:|\Z)", re.S)
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def _refused(planned: Planned, message: str, seconds: float) -> Result:
+    """What the compiler said of a program that can't fit."""
+    found = _NEEDED.search(message)
+    too_big = f"needs {found[1]}{found[2]} of {found[3]}{found[4]}iB" if found else message.splitlines()[0][:200]
+    largest = []
+    for size, unit, about in _LARGE.findall(message):
+        name, shape = re.search(r'op_name="([^"]*)"', about), re.search(r"Shape: (\S+)", about)
+        arrays = shape[1].split("{")[0] if shape else ""
+        largest.append((name[1] if name else "", arrays, float(size) * _UNITS[unit.upper()]))
+    need = float(found[1]) * _UNITS[found[2].upper()] if found else 0.0
+    rest = max(0.0, need - sum(planned.kinds.values()))
+    return Result(
+        planned, planned.kinds | {"temporaries": rest}, 0.0, 0.0, {}, {}, {}, too_big, largest[:12], [], seconds
+    )
+
+
+def as_json(result: Result) -> dict[str, Any]:
+    """For the file beside the table; bytes and seconds."""
+    p = result.planned
+    return {
+        "program": p.name,
+        "fits": not result.too_big,
+        "too_big": result.too_big,
+        "memory": result.memory,
+        "total": result.total,
+        "flops": result.flops,
+        "bytes": result.bytes,
+        "collectives": {
+            kind: {"count": result.counts[kind], "bytes": result.wire[kind]} for kind in sorted(result.counts)
+        },
+        "seconds": result.seconds,
+        "bound": result.bound if result.seconds else "",
+        "tokens": p.tokens,
+        "model_flops": p.model_flops,
+        "largest": [{"source": s, "array": a, "bytes": b} for s, a, b in result.largest],
+        "notes": result.notes,
+        "compile_seconds": result.compile_seconds,
+    }

@@ -1,0 +1,69 @@
+"""`selfreward plan`, whole: tables and JSON for a machine that isn't here, and one line for what can't be planned."""
+
+import importlib.util
+import json
+
+import pytest
+
+from selfreward_jax import cli
+from tests import tiny
+
+
+def words(*more):
+    return ["plan", f"--config={tiny.BASE}", "--config.model.path=models/SmolLM2-135M", *more]
+
+
+@pytest.mark.slow
+def test_a_run_is_planned_whole(tmp_path):
+    """In a process of its own, which has not looked for devices yet. The model isn't here; its name is known."""
+    out = tmp_path / "plan.json"
+    done = tiny.run_command(
+        *words(f"--output={out}", "--topology=gpu:2xh100", "--config.model.dtype=bfloat16", "--price=2"),
+        "--config.dpo.max_length=256", "--config.sft.max_length=256", "--config.respond.max_new_tokens=64",
+        "--config.generation.slots=8", "--config.generation.cache_gib=1", "--config.training.remat=none",
+        "--prompt_tokens=64", "--config.dpo.micro_batch_size=4",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for told in ("dpo gradients", "KV cache", "all-gather", "chip-hours", "USD", "judgements of 160 tokens"):
+        assert told in done.stdout
+    facts = json.loads(out.read_text())
+    assert facts["chips"] == 2 and facts["mesh"] == {"data": 1, "fsdp": 2, "tensor": 1}
+    programs = {p["program"]: p for p in facts["programs"]}
+    parameters = programs["dpo gradients"]["memory"]["parameters"]
+    assert parameters == pytest.approx(4 * 134_515_008 / 2, rel=0.001)  # float32, split over two devices
+    assert programs["dpo update"]["memory"]["optimizer"] == pytest.approx(2 * parameters, rel=0.001)
+    # 6 per weight and token, and a little attention; embedding and head once each way.
+    assert programs["dpo gradients"]["flops"] >= 0.95 * programs["dpo gradients"]["model_flops"] / 2
+    assert all(stage["seconds"] > 0 for stage in facts["iteration"])
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["--topology=v5q:4x4"], "known are v4:2x2x1"),
+        (["--topology=cpu:8", "--config.mesh.fsdp=3", "--config.mesh.data=2"], "does not multiply to the 8 devices"),
+        (
+            ["--topology=cpu:8", "--config.mesh.tensor=8"],
+            "has 3 kv_heads, which 8 devices of mesh axis tensor can't split",
+        ),
+        (["--topology=cpu:8", "--stages=dpo,judgge"], "no stage 'judgge'"),
+        (
+            ["--topology=cpu:8", "--config.model.path=models/unheard-of"],
+            "Without its files these can be planned by name",
+        ),
+        (
+            ["--topology=cpu:8", "--stages=respond", "--config.generation.cache_gib=0.001"],
+            "config.generation.cache_gib",
+        ),
+    ],
+)
+def test_what_can_not_be_planned_is_told_in_a_line(more, told, capsys):
+    assert cli.main(words(*more)) == 2
+    err = capsys.readouterr().err.splitlines()[-1]
+    assert err.startswith("selfreward: ") and told in err
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="the TPU compiler is installed")
+def test_the_compiler_that_is_missing_is_named(capsys):
+    assert cli.main(words("--topology=v5e:2x2")) == 2
+    assert "pip install 'selfreward_jax[tpu]'" in capsys.readouterr().err
