@@ -106,13 +106,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return watchdog.leave(2, str(error))
     except OSError as error:  # a disk that is full, a file that may not be read
         where = f"{error.filename}: " if error.filename else ""
-        line = f"{where}{error.strerror or error}; mend that, and run the same command again."
+        line = f"{where}{' '.join(str(error.strerror or error).split())}; mend that, and run the same command again."
         print(f"selfreward: {line}", file=sys.stderr)
         return watchdog.leave(2, line)
     except (Interrupted, KeyboardInterrupt):
         print(f"selfreward: stopped{interrupt.told()}; the same command goes on from here.", file=sys.stderr)
         return watchdog.leave(130, "it was asked to stop")
     except Exception as error:
+        from selfreward_jax.core.store import remote_error
+
+        if line := remote_error(error):
+            print(f"selfreward: {line}", file=sys.stderr)
+            return watchdog.leave(2, line)
         watchdog.explain(error)
         traceback.print_exc()
         return watchdog.leave(1, f"{type(error).__name__}: {error}")

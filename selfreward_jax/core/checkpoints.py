@@ -18,7 +18,7 @@ from etils import epath
 from selfreward_jax.core import hosts
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.progress import say
-from selfreward_jax.core.store import disk_error, free_bytes, is_local
+from selfreward_jax.core.store import disk_error, free_bytes, is_local, local_path
 
 METADATA_BYTES = 1 << 20  # more than what Orbax writes beside the arrays
 UNFINISHED = "orbax-checkpoint-tmp"  # in the names of what Orbax has not yet renamed
@@ -62,7 +62,7 @@ class Checkpoints:
         self._keep = _Keep(keep)
         options = ocp.CheckpointManagerOptions(preservation_policy=self._keep, enable_async_checkpointing=True)
         with self._told():
-            self._manager = ocp.CheckpointManager(folder.resolve(), options=options)
+            self._manager = ocp.CheckpointManager(local_path(folder), options=options)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -123,6 +123,8 @@ class Checkpoints:
             # TensorStore reports a failed write in words only.
             if "No space left" in str(error) or "RESOURCE_EXHAUSTED" in str(error):
                 raise disk_error(self.folder, OSError(errno.ENOSPC, "")) from error
+            if not is_local(self.folder):  # also what the service says of rights and names
+                raise UserError(f"{self.folder}: can't write ({str(error).splitlines()[0][:300]}).") from error
             raise
 
     def newest_whole(self, restore: Callable[[int], T], holding: str = "") -> tuple[int, T] | None:
@@ -197,7 +199,7 @@ def _check_shapes(where: epath.Path, name: str, target: Any) -> None:
     """Raises `UserError` if a stored tree isn't of the same names and shapes as the target."""
     if not (where / name).exists():
         raise FileNotFoundError(f"{name} is missing")
-    stored = _shapes(ocp.StandardCheckpointHandler().metadata(where.resolve() / name).tree)
+    stored = _shapes(ocp.StandardCheckpointHandler().metadata(local_path(where) / name).tree)
     wanted = _shapes(target)
     for path in sorted(stored.keys() | wanted.keys()):
         if stored.get(path) != wanted.get(path):

@@ -180,6 +180,7 @@ def train_model(
         title=title,
         interrupt=run.interrupt,
         held_out=held_out,
+        tracer=run.tracer(f"m{t}/{inputs['stage']}"),
     )
     record: Row = {"held_out": len(held_out)} if held_out else {}
     if settings.keep_due and len(settings.due) > 1:

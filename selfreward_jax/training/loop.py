@@ -16,6 +16,7 @@ from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.interrupt import Interrupt, Interrupted
 from selfreward_jax.core.mesh import put_rows, put_whole, row_ways
 from selfreward_jax.core.metrics import MetricsLog
+from selfreward_jax.core.profile import Tracer
 from selfreward_jax.core.progress import meter, say
 from selfreward_jax.core.rows import Row
 from selfreward_jax.llama.load import Model
@@ -76,6 +77,7 @@ def train(
     title: str,
     interrupt: Interrupt,
     held_out: Sequence[TrainRow] = (),
+    tracer: Tracer | None = None,
 ) -> tuple[Model, int, list[Row]]:
     """Trains on all rows for `settings.optimizer.steps` steps, from the newest whole checkpoint if there is one.
 
@@ -86,6 +88,7 @@ def train(
       folder: for `checkpoints/`, `metrics.jsonl`, `throughput.jsonl` and `tb/`.
       title: of the progress bar.
       held_out: rows on which the model is evaluated wherever a checkpoint is due.
+      tracer: of its steps, if some of them are to be profiled.
 
     Returns:
       The trained model, the step of its checkpoint, and the metrics of every step.
@@ -112,6 +115,7 @@ def train(
             jax.tree.map(lambda x: x.delete(), model.params)  # nobody needs where the training began any more
     log = MetricsLog(folder, start_step=start, tensorboard=settings.tensorboard)
 
+    @functools.partial(jax.profiler.annotate_function, name="checkpoint")
     def save(step: int) -> None:
         log.flush()
         if checkpoints and checkpoints.latest() != step:
@@ -120,6 +124,7 @@ def train(
 
     unseen = plan(objective, held_out, settings.batch_size, layout)
 
+    @functools.partial(jax.profiler.annotate_function, name="evaluate")
     def measures() -> dict[str, float | None]:
         if not unseen:
             return {}
@@ -130,8 +135,9 @@ def train(
         meter(title, steps, done=start, unit="steps") as progress,
         jax.set_mesh(model.mesh),
         checkpoints or contextlib.nullcontext(),
+        tracer or Tracer() as traced,
     ):
-        for step in range(start, steps):
+        for step in traced.steps("training step", range(start, steps)):
             begun = time.perf_counter()
             chosen = [rows[i] for i in batch_indices(len(rows), settings.batch_size, seed=seed, step=step)]
             counts = {name: np.float32(value) for name, value in objective.counts(chosen).items()}

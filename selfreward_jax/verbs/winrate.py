@@ -15,7 +15,7 @@ from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.interrupt import Interrupt
 from selfreward_jax.core.progress import say
 from selfreward_jax.core.rows import Row, content_id, draw
-from selfreward_jax.core.store import sha256_file
+from selfreward_jax.core.store import local_path, sha256_file
 from selfreward_jax.evals.answer_files import (
     Answer,
     Question,
@@ -32,7 +32,6 @@ from selfreward_jax.evals.winrate_table import category_table, winrate_table
 from selfreward_jax.llama.load import MODEL_FILE, locate, read_config
 from selfreward_jax.methods.judging import JudgeTemplate
 from selfreward_jax.methods.pairwise import PairwiseTemplate
-from selfreward_jax.stages.folder import local_path
 from selfreward_jax.stages.judge import needs_sampling
 from selfreward_jax.verbs.runs import Overrides, config_of_run
 
