@@ -184,8 +184,13 @@ def get_config() -> ConfigDict:
     c.checkpoint.held_out = 0.0  # rows to score checkpoints on and not to train on: a number, or below 1 a share of
     # them; whole prompts, chosen by the seed; 0: none
     c.checkpoint.choose = "last"  # which checkpoint becomes the model: "last"; "loss": the lowest on held-out rows;
-    # "accuracy": the highest rewards/accuracies (SFT has none and goes by loss). Paper: Claude 2's choice, 253 prompts
-    c.checkpoint.keep_best = 1  # best ones that are kept beside the newest, unless the last is chosen
+    # "accuracy": the highest rewards/accuracies (SFT has none and goes by loss); "win_rate": the one whose answers a
+    # judge prefers to those of the others (paper: Claude 2)
+    c.checkpoint.judge = "current"  # of win_rate, with the settings of judge.*: "current": the model that the training
+    # began with; "m0", "m1" (for M1 itself M0); or any model by its path
+    c.checkpoint.prompts = ""  # of win_rate: a JSONL file with `prompt`; "": those of the held-out rows, of SFT IFT's
+    c.checkpoint.prompts_max = 253  # at most so many of them, drawn by the seed (paper)
+    c.checkpoint.keep_best = 1  # best ones that are kept beside the newest, for "loss" and "accuracy"
 
     c.log = ConfigDict()
     c.log.tensorboard = True

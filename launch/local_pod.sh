@@ -43,6 +43,7 @@ export JAX_PLATFORMS=cpu JAX_CPU_COLLECTIVES_IMPLEMENTATION=gloo
 export XLA_FLAGS="${XLA_FLAGS:-} --xla_force_host_platform_device_count=$devices"
 
 pids=()
+# shellcheck disable=SC2329 # the traps call it
 pass_on() { for pid in "${pids[@]}"; do kill "-$1" -- "-$pid" 2>/dev/null; done; }
 trap 'pass_on INT' INT
 trap 'pass_on TERM' TERM

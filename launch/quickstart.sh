@@ -4,6 +4,7 @@
 #   bash launch/quickstart.sh [WORKDIR] [--config.FIELD=VALUE ...]
 #
 # Ends with report.html in the workdir, a page to look at. Makes its own .venv. Run again, it goes on where it stopped, or says that all is done.
+# shellcheck source=launch/setup.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
 workdir="runs/quickstart"

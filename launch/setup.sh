@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the scripts beside it: makes the project's own environment in .venv, once, and puts it first on PATH.
 # PYTHON names the interpreter to make it with (3.11 to 3.13); VENV another place for it.
 set -euo pipefail

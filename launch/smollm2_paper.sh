@@ -11,6 +11,7 @@
 #   RUNS=DIR      where all of it goes (default runs/smollm2_paper)
 #
 # Run again, it goes on where it stopped. Options of configurations hold for every stage.
+# shellcheck source=launch/setup.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
 RANKED="${RANKED:-../shared/data/ranked.jsonl}"

@@ -2,6 +2,7 @@
 # Everything that must hold: lint, types, and all tests, in an environment of its own.
 #
 #   bash launch/test.sh [pytest arguments]
+# shellcheck source=launch/setup.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
 install test -e ".[test]"

@@ -78,8 +78,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb. Returns the exit status: 0, 2 for unusable input, 130 after a stop that was asked for."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     from selfreward_jax.core import watchdog
-    from selfreward_jax.core.interrupt import Interrupted, on_signals
+    from selfreward_jax.core.interrupt import Interrupt, Interrupted, on_signals
 
+    interrupt = Interrupt()
     try:
         _check_word(arguments)
         options, rest = parser().parse_known_args(arguments)
@@ -97,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         function = _function(options.verb)
         hosts.join()
         keep_compiled_programs()
-        with on_signals() as interrupt:
+        with on_signals(interrupt):
             function(options, overrides, interrupt)
         return watchdog.leave(0)
     except UserError as error:
@@ -105,13 +106,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return watchdog.leave(2, str(error))
     except OSError as error:  # a disk that is full, a file that may not be read
         where = f"{error.filename}: " if error.filename else ""
-        line = f"{where}{error.strerror or error}; mend that, and run the same command again."
+        line = f"{where}{' '.join(str(error.strerror or error).split())}; mend that, and run the same command again."
         print(f"selfreward: {line}", file=sys.stderr)
         return watchdog.leave(2, line)
     except (Interrupted, KeyboardInterrupt):
-        print("selfreward: stopped; the same command goes on from here.", file=sys.stderr)
+        print(f"selfreward: stopped{interrupt.told()}; the same command goes on from here.", file=sys.stderr)
         return watchdog.leave(130, "it was asked to stop")
     except Exception as error:
+        from selfreward_jax.core.store import remote_error
+
+        if line := remote_error(error):
+            print(f"selfreward: {line}", file=sys.stderr)
+            return watchdog.leave(2, line)
         watchdog.explain(error)
         traceback.print_exc()
         return watchdog.leave(1, f"{type(error).__name__}: {error}")

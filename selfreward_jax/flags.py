@@ -31,6 +31,27 @@ def run_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def window(text: str) -> tuple[int, int]:
+    """A type of flag: FIRST:COUNT, or FIRST alone for one step."""
+    first, colon, count = text.partition(":")
+    count = count if colon else "1"
+    if not (first.isdecimal() and count.isdecimal() and int(first) and int(count)):
+        raise argparse.ArgumentTypeError(f"{text} must be FIRST:COUNT, such as 3:3")
+    return int(first), int(count)
+
+
+def profile_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--profile", type=window, nargs="?", const=(3, 3), metavar="FIRST:COUNT",
+        help="trace so many training steps, or calls of decoding, from the FIRST on, into profile/ (default 3:3)",
+    )  # fmt: skip
+
+
+def whole_run_arguments(parser: argparse.ArgumentParser) -> None:
+    run_arguments(parser)
+    profile_argument(parser)
+
+
 def dry_run_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="print each array's shape, layout and bytes per device; compute nothing"
@@ -38,12 +59,12 @@ def dry_run_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def sft_arguments(parser: argparse.ArgumentParser) -> None:
-    run_arguments(parser)
+    whole_run_arguments(parser)
     dry_run_argument(parser)
 
 
 def dpo_arguments(parser: argparse.ArgumentParser) -> None:
-    stage_arguments(parser)
+    sampling_arguments(parser)
     dry_run_argument(parser)
 
 
@@ -52,6 +73,11 @@ def stage_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--iteration", type=int, default=2, metavar="T", help="which model is in the making: 2 is M2, from M1 (default)"
     )
+
+
+def sampling_arguments(parser: argparse.ArgumentParser) -> None:
+    stage_arguments(parser)
+    profile_argument(parser)
 
 
 def score_arguments(parser: argparse.ArgumentParser) -> None:
@@ -195,6 +221,10 @@ def plan_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--stages", default="", help="of sft, reshard, respond, judge, reference, dpo, with commas (default: all)"
     )
+    parser.add_argument(
+        "--search", type=number(int, 1), nargs="?", const=3, default=0, metavar="N",
+        help="look for the mesh, remat and cache that go fastest; compiles the N most promising (default 3)",
+    )  # fmt: skip
     tokens = number(int, 1)
     parser.add_argument("--prompt_tokens", type=tokens, default=512, help="of the longest prompt (default 512)")
     parser.add_argument(
@@ -313,11 +343,11 @@ class Verb:
 
 # A verb of two words belongs to a group, such as `eval judge`.
 VERBS: dict[str, Verb] = {
-    "run": Verb("the whole algorithm: M0 to M1 to ... to MT", run_arguments, "runs:run"),
+    "run": Verb("the whole algorithm: M0 to M1 to ... to MT", whole_run_arguments, "runs:run"),
     "sft": Verb("M0 to M1: supervised fine-tuning on the seeds", sft_arguments, "runs:sft"),
     "prompts": Verb("new prompts for an iteration", stage_arguments, "runs:prompts"),
-    "respond": Verb("candidate answers to an iteration's prompts", stage_arguments, "runs:respond"),
-    "judge": Verb("judgements of an iteration's answers", stage_arguments, "runs:judge"),
+    "respond": Verb("candidate answers to an iteration's prompts", sampling_arguments, "runs:respond"),
+    "judge": Verb("judgements of an iteration's answers", sampling_arguments, "runs:judge"),
     "pairs": Verb("preference pairs from judged answers", stage_arguments, "runs:pairs"),
     "dpo": Verb("preference training on an iteration's pairs", dpo_arguments, "runs:dpo"),
     "seeds": Verb("the paper's seed sets from answers that people ranked", seeds_arguments, "seeds:seeds"),

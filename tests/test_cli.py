@@ -449,6 +449,7 @@ def test_help_names_every_verb_and_flag(words, capsys):
         flags = {
             "run": ["--config", "--workdir", "--resume", "--config.FIELD=VALUE"],
             "sft": ["--config", "--workdir", "--resume", "--config.FIELD=VALUE"],
+            "plan": ["--config", "--topology", "--stages", "--price", "--search", "--output", "--config.FIELD=VALUE"],
             "report": ["--workdir", "--output", "--samples", "--seed"],
             "score": ["--model", "--input", "--output", "--raw", "--rows", "--dtype"],
             "export": ["--model", "--adapter", "--adapter_only", "--output", "--dtype"],

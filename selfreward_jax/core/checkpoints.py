@@ -18,7 +18,7 @@ from etils import epath
 from selfreward_jax.core import hosts
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.progress import say
-from selfreward_jax.core.store import disk_error, free_bytes, is_local
+from selfreward_jax.core.store import disk_error, free_bytes, is_local, local_path
 
 METADATA_BYTES = 1 << 20  # more than what Orbax writes beside the arrays
 UNFINISHED = "orbax-checkpoint-tmp"  # in the names of what Orbax has not yet renamed
@@ -62,7 +62,7 @@ class Checkpoints:
         self._keep = _Keep(keep)
         options = ocp.CheckpointManagerOptions(preservation_policy=self._keep, enable_async_checkpointing=True)
         with self._told():
-            self._manager = ocp.CheckpointManager(folder.resolve(), options=options)
+            self._manager = ocp.CheckpointManager(local_path(folder), options=options)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -74,11 +74,12 @@ class Checkpoints:
         """The newest, which may still be in the writing."""
         return self._manager.latest_step()
 
-    def save(self, step: int, trees: Mapping[str, Any], also_keep: Collection[int] = ()) -> None:
+    def save(self, step: int, trees: Mapping[str, Any], also_keep: Collection[int] = (), dropping: str = "") -> None:
         """Begins to write a checkpoint. When this returns, the arrays may be changed or given away.
 
         Args:
           also_keep: steps whose checkpoints stay, beside the newest.
+          dropping: the tree without which they stay.
 
         Raises:
           UserError: the disk is full, now or at the save before; earlier checkpoints stay as they are.
@@ -92,10 +93,15 @@ class Checkpoints:
                 f"{self.folder}: the disk is full: a checkpoint needs {needed / 1e9:.3f} GB,"
                 f" {(free or 0) / 1e9:.3f} are left; free some space and run the same command again to go on."
             )
+        if dropping and hosts.is_writer():
+            for old in sorted(self._manager.all_steps())[: -self._keep.newest]:
+                if (self.folder / str(old) / dropping).exists():
+                    (self.folder / str(old) / dropping).rmtree()
         self._keep.named = set(also_keep)
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         with self._told():
-            self._manager.save(step, args=ocp.args.Composite(**items))
+            # Else Orbax would ask for JAX's notice of preemption, under numbers that aren't those of `hosts.preempted`.
+            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
     def wait(self) -> None:
         """Returns when everything saved so far is on disk, whole.
@@ -117,25 +123,34 @@ class Checkpoints:
             # TensorStore reports a failed write in words only.
             if "No space left" in str(error) or "RESOURCE_EXHAUSTED" in str(error):
                 raise disk_error(self.folder, OSError(errno.ENOSPC, "")) from error
+            if not is_local(self.folder):  # also what the service says of rights and names
+                raise UserError(f"{self.folder}: can't write ({str(error).splitlines()[0][:300]}).") from error
             raise
 
-    def newest_whole(self, restore: Callable[[int], T]) -> tuple[int, T] | None:
+    def newest_whole(self, restore: Callable[[int], T], holding: str = "") -> tuple[int, T] | None:
         """What `restore` makes of the newest checkpoint that is whole, with its step; None if there is no checkpoint.
 
         What a killed process left half-written is removed, and a damaged checkpoint too if there is one before it.
+
+        Args:
+          holding: the tree that `restore` needs; checkpoints without it (see `save`) are left alone.
 
         Raises:
           UserError: no checkpoint is whole, or `restore` finds it of no use.
         """
         lost = self._remove_unfinished()
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        able = [step for step in steps if (self.folder / str(step) / holding).exists()]
+        if steps and not able:
+            raise Damaged(self.folder / str(steps[0]), f"{holding} is missing")
+        for step in able:
             if lost:
                 say(f"{self.folder}: step {max(lost)} was not written whole; going on from step {step}")
                 lost = []
             try:
                 return step, restore(step)
             except Damaged as error:
-                if step == min(self._manager.all_steps()):
+                if step == able[-1]:
                     raise
                 say(f"{self.folder / str(step)}: damaged ({error.reason}); going on from the one before")
                 self._manager.delete(step)
@@ -184,7 +199,7 @@ def _check_shapes(where: epath.Path, name: str, target: Any) -> None:
     """Raises `UserError` if a stored tree isn't of the same names and shapes as the target."""
     if not (where / name).exists():
         raise FileNotFoundError(f"{name} is missing")
-    stored = _shapes(ocp.StandardCheckpointHandler().metadata(where.resolve() / name).tree)
+    stored = _shapes(ocp.StandardCheckpointHandler().metadata(local_path(where) / name).tree)
     wanted = _shapes(target)
     for path in sorted(stored.keys() | wanted.keys()):
         if stored.get(path) != wanted.get(path):

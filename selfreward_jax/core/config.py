@@ -33,7 +33,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "dpo.data": ("pairs", "positives"),
     "dpo.init_from": ("current", "m0", "m1"),
     "dpo.reference": ("current", "m0", "m1"),
-    "checkpoint.choose": ("last", "loss", "accuracy"),
+    "checkpoint.choose": ("last", "loss", "accuracy", "win_rate"),
 }
 # Smallest and largest value that makes sense; None: no bound.
 BOUNDS: Mapping[str, tuple[float | None, float | None]] = {
@@ -99,6 +99,7 @@ BOUNDS: Mapping[str, tuple[float | None, float | None]] = {
     "log.peak_tflops": (0, None),
     "checkpoint.keep_best": (1, None),
     "checkpoint.held_out": (0, None),
+    "checkpoint.prompts_max": (1, None),
 }
 
 
@@ -167,11 +168,12 @@ def check(config: ConfigDict) -> None:
     held_out = given["checkpoint.held_out"]
     if held_out > 1 and held_out != int(held_out):
         raise UserError(f"config.checkpoint.held_out: {held_out} must be a share below 1 or a whole number of rows.")
-    if given["checkpoint.choose"] != "last" and not held_out:
-        raise UserError(
-            f"config.checkpoint.choose: {given['checkpoint.choose']} is measured on held-out rows; set"
-            " checkpoint.held_out."
-        )
+    choose, other = given["checkpoint.choose"], given["checkpoint.prompts"]
+    if choose != "last" and not held_out and not (choose == "win_rate" and other):
+        mend = "checkpoint.held_out" + (" or checkpoint.prompts" if choose == "win_rate" else "")
+        raise UserError(f"config.checkpoint.choose: {choose} is measured on held-out rows; set {mend}.")
+    if choose == "win_rate" and given["judge.method"] == "function":
+        raise UserError("config.checkpoint.choose: win_rate asks a model, and judge.method=function has none.")
     for name in ("prompts.keywords", "respond.stop"):
         if not all(isinstance(word, str) and word for word in given[name]):
             raise UserError(f"config.{name}: {given[name]!r} must hold text only, and none that is empty.")
@@ -209,13 +211,14 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
     """Runs a configuration file and applies `--config.field=value` overrides.
 
     Args:
-      path: a Python file with `get_config()`.
+      path: a Python file with `get_config()`; after a colon what is handed to it, `configs/llama3_8b.py:v5e-256`.
       overrides: arguments of the form `--config.a.b=value`.
 
     Raises:
       UserError: no such file, an unknown field (with near names), or a value of the wrong kind.
     """
-    if not epath.Path(path).exists() or epath.Path(path).is_dir():
+    file = epath.Path(re.sub(r"\.py:[^/]*$", ".py", path))
+    if not file.exists() or file.is_dir():
         raise UserError(f"--config={path}: no such file; see the folder configs/, for example configs/base.py.")
     config = _with_overrides(config_flags.DEFINE_config_file, overrides, f"--config={path}", path)
     if not isinstance(config, ConfigDict):

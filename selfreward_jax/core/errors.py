@@ -12,3 +12,9 @@ def did_you_mean(word: str, known: Iterable[str], lead: str = " Did you mean ") 
     """` Did you mean X or Y?` for the known words nearest to `word`, or an empty string."""
     near = difflib.get_close_matches(word, list(known), n=3, cutoff=0.5)
     return f"{lead}{' or '.join(near)}?" if near else ""
+
+
+def shorten(text: str, most: int = 60) -> str:
+    """A text on one line, quoted, for messages."""
+    line = " ".join(text.split())
+    return repr(line if len(line) <= most else f"{line[:most].rstrip()}...")

@@ -1,8 +1,13 @@
-"""SIGTERM and Ctrl-C as a request: work in hand is saved, then the run stops."""
+"""SIGTERM and Ctrl-C as a request: work in hand is saved, then the run stops, in all of its processes."""
 
+import os
 import signal
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+ASKED = "selfreward: asked to stop: it will once the work in hand is saved; a second signal ends it at once.\n"
 
 
 class Interrupted(Exception):
@@ -14,33 +19,51 @@ class Interrupt:
 
     def __init__(self):
         self.requested = False
+        self.requested_at = 0.0  # seconds of the monotonic clock
+
+    def request(self) -> None:
+        self.requested, self.requested_at = True, time.monotonic()
 
     def agreed(self) -> bool:
         """Whether a stop was asked for in any process; all of them ask at the same point of their work."""
         from selfreward_jax.core import hosts  # and with it JAX, which a mistyped word need not wait for
 
-        return hosts.any_of(self.requested)
+        return hosts.any_of(self.requested) or hosts.preempted()
 
     def check(self) -> None:
         """Raises `Interrupted` if a stop was asked for, in all processes at the same point."""
         if self.agreed():
             raise Interrupted
 
+    def told(self) -> str:
+        """For people: how long ago a signal came here, "" if none did; to be compared with a grace period."""
+        return f", {time.monotonic() - self.requested_at:.1f} s after the signal" if self.requested else ""
+
 
 @contextmanager
-def on_signals() -> Iterator[Interrupt]:
-    """Turns the first SIGTERM or Ctrl-C into a request; the second one ends the process at once."""
-    interrupt = Interrupt()
+def on_signals(interrupt: Interrupt) -> Iterator[None]:
+    """Turns the first SIGTERM or Ctrl-C into a request; the second one ends the process at once.
+
+    To be entered after the processes have joined: joining puts a handler of JAX's own in the place of any other.
+    """
 
     def handle(number, frame):
         if interrupt.requested:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
-        interrupt.requested = True
+        interrupt.request()
+        # Not by print, in whose midst the signal may have come.
+        os.write(2, f"{os.linesep if sys.stderr.isatty() else ''}{ASKED}".encode())
 
     previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield interrupt
+        yield
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def end_at_once() -> None:
+    """Gives signals back what they usually do, where there is no work to be saved."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,10 +1,11 @@
 """The device mesh, and one short table of rules from logical axes to mesh axes."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from selfreward_jax.core.errors import UserError
@@ -90,8 +91,14 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
         raise UserError(
             f"config.mesh: {shown} does not fit the {len(devices)} {devices[0].platform} device(s) there are."
         )
-    count = math.prod(sizes)
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:count])
+    return mesh_over(dict(zip(AXES, sizes, strict=True)), devices[: math.prod(sizes)])
+
+
+def mesh_over(sizes: Mapping[str, int], devices: Sequence) -> Mesh:
+    """A mesh over these devices, neighbours in a TPU's torus side by side, one of its dimensions split if need be."""
+    shape = tuple(sizes[axis] for axis in AXES)
+    placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def partition(

@@ -8,8 +8,9 @@ import dataclasses
 import gzip
 import hashlib
 import json
+import random
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from etils import epath
@@ -172,6 +173,13 @@ def parse_row(row: Any, parse: Callable[[Any], T], where: str) -> T:
 def load_rows(path: epath.PathLike, kind: type[T]) -> list[T]:
     """Rows of one of the types above."""
     return read_jsonl(path, lambda row: from_dict(kind, row), f"{kind.__name__.lower()} rows")
+
+
+def draw(rows: Sequence[T], most: int, seed: int) -> list[T]:
+    """At most `most` of them (0: all), drawn by the seed, in their order."""
+    if not most or len(rows) <= most:
+        return list(rows)
+    return [rows[i] for i in sorted(random.Random(seed).sample(range(len(rows)), most))]
 
 
 def group_by(rows: Iterable[T], key: Callable[[T], str]) -> dict[str, list[T]]:

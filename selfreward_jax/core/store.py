@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import fsspec.config
 from etils import epath
 
 from selfreward_jax.core.errors import UserError
@@ -20,9 +21,20 @@ from selfreward_jax.core.hosts import is_writer
 from selfreward_jax.core.rows import Row, to_line
 from selfreward_jax.core.tokens import sha256_json
 
+# Other processes write too, and so does TensorStore beside gcsfs: a listing that is kept is a wrong one.
+fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
+# Else gcsfs looks up the bucket's kind before every operation, and warns each time where it isn't told.
+os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+
 
 def is_local(path: epath.Path) -> bool:
     return "://" not in str(path)
+
+
+def local_path(path: epath.PathLike) -> epath.Path:
+    """A path as it will be found from any folder; one on an object store stays as it is."""
+    path = epath.Path(path)
+    return path.expanduser().resolve() if is_local(path) else path
 
 
 def write_atomic(path: epath.PathLike, data: bytes | str) -> None:
@@ -59,6 +71,15 @@ def disk_error(path: epath.PathLike, error: OSError) -> UserError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return UserError(f"{path}: the disk is full; free some space and run the same command again to go on.")
     return UserError(f"{path}: can't write ({error.strerror or error}).")
+
+
+def remote_error(error: BaseException) -> str:
+    """What went wrong with an object store, as one line; empty if `error` is none of its libraries'."""
+    if isinstance(error, ImportError) and "gcsfs" in str(error):
+        return "gs:// paths need gcsfs; pip install gcsfs (selfreward_jax[tpu] brings it)."
+    if type(error).__module__.split(".")[0] in ("gcsfs", "google", "aiohttp"):
+        return f"gs://: {' '.join(str(error).split())}; mend that, and run the same command again."
+    return ""
 
 
 def exists(path: epath.PathLike) -> bool:

@@ -60,7 +60,8 @@ def _read_file(path: epath.Path, parse: Callable[[Row, str], T], what: str) -> l
 
 def _parquet(path: epath.Path) -> Iterator[Row]:
     try:
-        for batch in pyarrow.parquet.ParquetFile(str(path)).iter_batches():
-            yield from batch.to_pylist()
+        with path.open("rb") as file:
+            for batch in pyarrow.parquet.ParquetFile(file).iter_batches():
+                yield from batch.to_pylist()
     except pyarrow.ArrowException as error:
         raise UserError(f"{path}: not a Parquet file that can be read ({str(error).splitlines()[0]}).") from None

@@ -44,6 +44,7 @@ class Partial:
     out: jax.Array
 
 
+@jax.named_scope("attention")
 def attend(q_XQKGE: jax.Array, kv: KV, lengths_X: jax.Array) -> Partial:
     """Attention of queries over the first `lengths_X` positions of their cache row; leaves are [X, Q, K, G, .].
 
@@ -75,6 +76,7 @@ def join(parts: Sequence[Partial]) -> Partial:
     return Partial(top, total, out)
 
 
+@jax.named_scope("attention")
 def finish(parts: Sequence[Partial], dtype) -> jax.Array:
     """The attention itself, [..., E]."""
     joined = join(parts)

@@ -64,6 +64,7 @@ def unfuse(config: LlamaConfig, layer: Params) -> Params:
     return made
 
 
+@jax.named_scope("attention")
 def project_qkv(config: LlamaConfig, layer: Params, x_BTD: jax.Array, rope) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Rotated queries [B, T, K, G, E], rotated keys and values [B, T, K, E]."""
     G = config.num_heads // config.num_kv_heads
@@ -76,11 +77,13 @@ def project_qkv(config: LlamaConfig, layer: Params, x_BTD: jax.Array, rope) -> t
     return rotated[..., :G, :], rotated[..., G, :], qkv[..., G + 1, :]
 
 
+@jax.named_scope("attention")
 def project_out(config: LlamaConfig, layer: Params, out_BTKGE: jax.Array) -> jax.Array:
     y = out_BTKGE.reshape(*out_BTKGE.shape[:2], -1) @ layer["o"]
     return y + layer["o_bias"] if config.attention_bias else y
 
 
+@jax.named_scope("mlp")
 def mlp(config: LlamaConfig, layer: Params, x_BTD: jax.Array) -> jax.Array:
     y = llama.rms_norm(x_BTD, layer["mlp_norm"], config.rms_norm_eps)
     both = jnp.einsum("btd,dcf->btcf", y, layer["gate_up"])

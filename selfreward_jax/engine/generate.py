@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from selfreward_jax.core.errors import UserError
+from selfreward_jax.core.profile import Tracer
 from selfreward_jax.core.progress import say
 from selfreward_jax.engine.cache import CachePlan, default_budget, padded_length, plan_cache
 from selfreward_jax.engine.compiling import compile_ahead
@@ -86,6 +87,7 @@ class Engine:
         `gen/prefill_tokens_shared` (what running each sample's prompt by itself would have cost in addition),
         `gen/prefill_tokens_padding`, `gen/decode_steps`, `gen/slot_steps` (slots in use, summed over the steps).
       in_use: slots in use, and how many there are.
+      tracer: of its calls of decoding.
     """
 
     def __init__(self, model: Model, settings: EngineSettings | None = None):
@@ -111,6 +113,7 @@ class Engine:
             )
         self.counters: collections.Counter[str] = collections.Counter()
         self.in_use: tuple[int, int] = (0, 0)
+        self.tracer = Tracer()
         self._compiled: set[Any] = set()
 
     def prepare(self, what: str, function, config, weights, *args, **static) -> None:

@@ -178,7 +178,8 @@ class EngineRun:
         while schedule.unfinished:
             while any(taken := self._take()):
                 self._fit_prompts()
-                self.prompts, logits, by_row = self._prefill(self.prompts, taken)
+                with jax.profiler.TraceAnnotation("prefill"):
+                    self.prompts, logits, by_row = self._prefill(self.prompts, taken)
                 yield from self._begin(logits, by_row)
             schedule.fill()
             if schedule.running:
@@ -273,7 +274,8 @@ class EngineRun:
         """One call of the decode program, and what became of every slot in it."""
         schedule, engine = self.schedule, self.engine
         running = dict(schedule.running)
-        steps, tokens, logps, added, ended, read = self._decode_steps(running)
+        with engine.tracer.step("decode"):
+            steps, tokens, logps, added, ended, read = self._decode_steps(running)
         engine.counters["gen/decode_steps"] += int(steps)
         engine.counters["gen/slot_steps"] += int(added.sum())
         engine.in_use = (len(running), len(added))
@@ -339,8 +341,9 @@ class EngineRun:
         self._count(shared=-self.prefix_length)
         wanted = put(np.asarray(candidates, np.int32), self.mesh)
         while any(taken := self._take()):
-            _, logits, by_row = self._prefill([], taken)
-            logps = self._candidate_logps(logits, wanted)
+            with self.engine.tracer.step("prefill"):
+                _, logits, by_row = self._prefill([], taken)
+                logps = self._candidate_logps(logits, wanted)
             for row, group in enumerate(by_row):
                 for sample in group:
                     self.schedule.release(sample)

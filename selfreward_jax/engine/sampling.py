@@ -130,6 +130,7 @@ def kth_largest(x_RV: jax.Array, k: int) -> jax.Array:
     return jax.lax.bitcast_convert_type(found_R, jnp.float32)
 
 
+@jax.named_scope("sample")
 def sample(
     logits_RV: jax.Array, keys_R: jax.Array, law: Law, banned_RV: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:

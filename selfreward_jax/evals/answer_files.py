@@ -2,13 +2,12 @@
 
 import dataclasses
 import json
-import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from etils import epath
 
-from selfreward_jax.core.errors import UserError
+from selfreward_jax.core.errors import UserError, shorten
 from selfreward_jax.core.progress import say
 from selfreward_jax.core.rows import Prompt, Row, as_messages, content_id, last_request, parse_row, read_jsonl
 
@@ -138,19 +137,6 @@ def check_same(paths: tuple[str, str], sides: tuple[Sequence[Question], Sequence
         f"{paths[0]} and {paths[1]} answer different prompts: {len(ids[0])} and {len(ids[1])},"
         f" {len(ids[0] & ids[1])} in both; {'; '.join(told)}. Give those to compare on with --prompts=FILE."
     )
-
-
-def choose(questions: Sequence[Question], most: int, seed: int) -> list[Question]:
-    """At most `most` of them (0: all), drawn by the seed, in their order."""
-    if not most or len(questions) <= most:
-        return list(questions)
-    return [questions[i] for i in sorted(random.Random(seed).sample(range(len(questions)), most))]
-
-
-def shorten(text: str, most: int = 60) -> str:
-    """A text on one line, quoted, for messages."""
-    line = " ".join(text.split())
-    return repr(line if len(line) <= most else f"{line[:most].rstrip()}...")
 
 
 def _shown(question: Question) -> str:

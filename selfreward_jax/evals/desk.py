@@ -12,11 +12,10 @@ from ml_collections import ConfigDict
 
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.interrupt import Interrupt
-from selfreward_jax.core.store import Journal, write_atomic
+from selfreward_jax.core.store import Journal, local_path, write_atomic
 from selfreward_jax.core.tokens import Chat
 from selfreward_jax.llama.config import LlamaConfig
 from selfreward_jax.llama.load import MODEL_FILE, Model, load_chat, load_model
-from selfreward_jax.stages.folder import local_path
 from selfreward_jax.stages.work import ModelRef, Work
 
 

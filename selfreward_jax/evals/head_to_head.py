@@ -15,13 +15,13 @@ from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.rows import Response, Row, content_id, group_by, last_request, to_line
 from selfreward_jax.evals.answer_files import Question
 from selfreward_jax.evals.desk import Desk
-from selfreward_jax.evals.verdicts import AnswerPair, PairVerdict, judge_pairs, too_long
-from selfreward_jax.evals.winrate import Comparison, combine, measure, order_preference
+from selfreward_jax.evals.winrate import Comparison, measure
 from selfreward_jax.methods.judging import mean_score
 from selfreward_jax.methods.pairwise import PairwiseTemplate
 from selfreward_jax.stages.judge import judge as judge_answers
 from selfreward_jax.stages.judge import scores_needed
 from selfreward_jax.stages.respond import respond
+from selfreward_jax.stages.verdicts import AnswerPair, PairVerdict, decide, judge_pairs, too_long
 from selfreward_jax.stages.work import ModelRef
 
 RESULT, ROWS = "result.json", "comparisons.jsonl"
@@ -140,7 +140,11 @@ def head_to_head(
         verdicts = judge_pairs(
             desk, artefact, referee.ref, referee.name, title, pairs, referee.samples, referee.template
         )
-        rows = _by_verdicts(asked.questions, pairs, verdicts, too_long(pairs, verdicts, title))
+        decisions = decide(pairs, verdicts, too_long(pairs, verdicts, title))
+        rows = [
+            Comparison(q.prompt.id, q.category, len(pair.a), len(pair.b), d.outcome, d.orders, d.missing)
+            for q, pair, d in zip(asked.questions, pairs, decisions, strict=True)
+        ]
         source = {"verdicts": desk.hash_of(artefact)}
     else:
         scores = list(zip(_scores(desk, a, asked, referee), _scores(desk, b, asked, referee), strict=True))
@@ -188,25 +192,6 @@ def _scores(desk: Desk, side: Side, asked: Asked, referee: Referee) -> list[floa
     by_answer = group_by(judgements, lambda j: j.response_id)
     needed = scores_needed(desk.config.judge)
     return [mean_score((j.score for j in by_answer.get(r.id, [])), needed) for r in side.answers]
-
-
-def _by_verdicts(
-    questions: Sequence[Question], pairs: Sequence[AnswerPair], verdicts: Sequence[PairVerdict], left: set[str]
-) -> list[Comparison]:
-    said = group_by(verdicts, lambda v: v.prompt_id)
-    made = []
-    for question, pair in zip(questions, pairs, strict=True):
-        about = pair.prompt.id, question.category, len(pair.a), len(pair.b)
-        if pair.a == pair.b:
-            made.append(Comparison(*about, "tie"))
-        elif pair.prompt.id in left:
-            made.append(Comparison(*about, None, missing="too_long"))
-        else:
-            own = said[pair.prompt.id]
-            orders = tuple(order_preference([v.prefers_a for v in own if v.first == first]) for first in ("a", "b"))
-            outcome = combine(*orders)
-            made.append(Comparison(*about, outcome, orders, "" if outcome else "unreadable"))
-    return made
 
 
 def _by_scores(

@@ -9,7 +9,7 @@ import collections
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 from scipy import stats
@@ -17,8 +17,7 @@ from scipy import stats
 from selfreward_jax.core.rows import group_by
 from selfreward_jax.evals.length_control import length_controlled
 from selfreward_jax.evals.statistics import Interval, bootstrap, sign_test
-
-Outcome = Literal["win", "tie", "lose"]  # of A
+from selfreward_jax.methods.pairwise import Outcome, side
 
 POINTS: dict[Outcome, float] = {"win": 1.0, "tie": 0.5, "lose": 0.0}
 
@@ -44,31 +43,6 @@ class Comparison:
     outcome: Outcome | None
     orders: tuple[float | None, ...] = ()
     missing: str = ""
-
-
-def side(preference: float) -> Outcome:
-    """The winner that a preference for A, from 0 to 1, means."""
-    if preference == 0.5:
-        return "tie"
-    return "win" if preference > 0.5 else "lose"
-
-
-def order_preference(verdicts: Sequence[float | None]) -> float | None:
-    """The mean of an order's verdicts that could be read; None if none could."""
-    read = [v for v in verdicts if v is not None]
-    return math.fsum(read) / len(read) if read else None
-
-
-def combine(a_first: float | None, b_first: float | None) -> Outcome | None:
-    """Win or loss where both orders say so, else a tie; None where one of them says nothing readable.
-
-    Args:
-      a_first, b_first: preference for A's answer, from 0 to 1, as it was shown first and second.
-    """
-    if a_first is None or b_first is None:
-        return None
-    one, other = side(a_first), side(b_first)
-    return one if one == other else "tie"
 
 
 def measure(comparisons: Sequence[Comparison]) -> dict[str, Any]:

@@ -51,6 +51,7 @@ def choose_backend(name: str, platform: str, dtype, has_parents: bool = False) -
     return "blocks"
 
 
+@jax.named_scope("attention")
 def attention(
     q_BTHE: jax.Array,
     k_BTKE: jax.Array,

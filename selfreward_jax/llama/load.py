@@ -10,6 +10,7 @@ import functools
 import importlib.util
 import json
 import tempfile
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,7 @@ from selfreward_jax.llama import gguf, hf, peft
 from selfreward_jax.llama.checksum import params_hash
 from selfreward_jax.llama.config import LlamaConfig, config_to_json
 from selfreward_jax.llama.lora import Adapter, merge
-from selfreward_jax.llama.params import Params, full_shape, param_specs, shardings
+from selfreward_jax.llama.params import Params, full_shape, is_spec, param_specs, shardings
 
 MODEL_FILE = "model.json"  # in a run's model folder: which checkpoint is the model
 MERGED = "merged"  # there, of a model that LoRA made: the merged weights, which the training's checkpoints don't hold
@@ -63,13 +64,18 @@ class Model:
         return self.config.max_position_embeddings
 
 
-def abstract_params(config: LlamaConfig, mesh: Mesh, dtype, rules: Rules = RULES) -> Params:
-    """Shapes, dtypes and shardings of the parameters, without the parameters."""
+def abstract_params(config: LlamaConfig, mesh: Mesh, dtype, rules: Rules = RULES, specs: Any = None) -> Params:
+    """Shapes, dtypes and shardings of the parameters, without the parameters.
+
+    Args:
+      specs: of other parameters than the model's, such as an adapter's.
+    """
+    specs = specs or param_specs(config)
     return jax.tree.map(
         lambda spec, sharding: jax.ShapeDtypeStruct(full_shape(config, spec), dtype, sharding=sharding),
-        param_specs(config),
-        shardings(config, mesh, rules=rules),
-        is_leaf=lambda x: hasattr(x, "hf_name"),
+        specs,
+        shardings(config, mesh, specs, rules),
+        is_leaf=is_spec,
     )
 
 

@@ -111,6 +111,7 @@ def product(equation: str, layer: Params, name: str, x: jax.Array, drop: Drop) -
     return y + jnp.tensordot(low, adapter["b"], axes=1).astype(y.dtype)
 
 
+@jax.named_scope("attention")
 def project_qkv(
     config: LlamaConfig, layer: Params, x_BTD: jax.Array, rope, drop: Drop = keep_all
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -126,11 +127,13 @@ def project_qkv(
     return apply_rope(q, rope), apply_rope(k, rope), v
 
 
+@jax.named_scope("attention")
 def project_out(config: LlamaConfig, layer: Params, out_BTHE: jax.Array, drop: Drop = keep_all) -> jax.Array:
     y = product("bthe,hed->btd", layer, "o", out_BTHE, drop)
     return y + layer["o_bias"].astype(y.dtype) if config.attention_bias else y
 
 
+@jax.named_scope("mlp")
 def mlp(config: LlamaConfig, layer: Params, x_BTD: jax.Array, drop: Drop = keep_all) -> jax.Array:
     dtype = x_BTD.dtype
     y = rms_norm(x_BTD, layer["mlp_norm"], config.rms_norm_eps)
@@ -156,10 +159,12 @@ def adapter_drop(rate: float, key: jax.Array | None) -> Drop:
     return lambda name, x: dropout(x, rate, jax.random.fold_in(key, 2 + PROJECTIONS.index(name)))
 
 
+@jax.named_scope("embed")
 def embed(params: Params, tokens_BT: jax.Array, dtype) -> jax.Array:
     return params["embed"].astype(dtype)[tokens_BT]
 
 
+@jax.named_scope("head")
 def logits(config: LlamaConfig, params: Params, x_D: jax.Array) -> jax.Array:
     """Final hidden states [..., D] to float32 logits [..., V]."""
     if config.tie_word_embeddings:

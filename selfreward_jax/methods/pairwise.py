@@ -1,9 +1,10 @@
-"""The pairwise judge: a template that shows two answers, and the reading of which one the judge prefers.
+"""The pairwise judge: a template that shows two answers, which one the judge prefers, and who wins by that.
 
 A verdict is read from the judgement's own text alone. It says A for the answer shown first and B for the second,
 whoever wrote them; who did is known outside.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from importlib import resources
@@ -16,6 +17,7 @@ from selfreward_jax.core.rows import last_request
 from selfreward_jax.core.tokens import neutralise
 
 Verdict = Literal["A", "B", "tie"]
+Outcome = Literal["win", "tie", "lose"]  # of one side, A
 
 LABEL = "Verdict: [["  # up to the letter, where a verdict is read from the distribution
 
@@ -70,3 +72,28 @@ class PairwiseTemplate:
         fields = {name: neutralise(text, self._guarded) for name, text in texts.items()}
         content = re.sub(r"\{\{(?:prompt|first|second)\}\}", lambda match: fields[match[0]], self.text)
         return ({"role": "user", "content": content},)
+
+
+def side(preference: float) -> Outcome:
+    """The winner that a preference for A, from 0 to 1, means."""
+    if preference == 0.5:
+        return "tie"
+    return "win" if preference > 0.5 else "lose"
+
+
+def order_preference(verdicts: Sequence[float | None]) -> float | None:
+    """The mean of an order's verdicts that could be read; None if none could."""
+    read = [v for v in verdicts if v is not None]
+    return math.fsum(read) / len(read) if read else None
+
+
+def combine(a_first: float | None, b_first: float | None) -> Outcome | None:
+    """Win or loss where both orders say so, else a tie; None where one of them says nothing readable.
+
+    Args:
+      a_first, b_first: preference for A's answer, from 0 to 1, as it was shown first and second.
+    """
+    if a_first is None or b_first is None:
+        return None
+    one, other = side(a_first), side(b_first)
+    return one if one == other else "tie"

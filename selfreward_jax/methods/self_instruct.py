@@ -6,8 +6,6 @@ import random
 import re
 from collections.abc import Iterable, Sequence
 
-from rouge_score.rouge_scorer import RougeScorer
-
 # A number in mid-sentence ("the sum of 15 and 27. Show") begins no item.
 _NEXT_ITEM = re.compile(r"\n|\sTask\s*\d{1,2}[.):]\s|(?<=[.!?])\s\d{1,2}[.):]\s")
 
@@ -48,6 +46,8 @@ class PromptFilter:
     """Accepts or rejects prompts one after another, each compared with all accepted before it."""
 
     def __init__(self, settings: FilterSettings, known: Iterable[str]):
+        from rouge_score.rouge_scorer import RougeScorer  # takes seconds, with all of NLTK, so only when it is needed
+
         self._settings = settings
         self._scorer = RougeScorer(["rougeL"], use_stemmer=False)
         words = "|".join(re.escape(k) for k in settings.keywords)

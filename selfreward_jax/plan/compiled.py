@@ -27,6 +27,7 @@ class Result:
       too_big: why it doesn't fit, "" if it does.
       largest: the largest arrays, (source, shape, bytes).
       notes: what could not be counted.
+      text: the compiled program's; "" if it didn't fit.
     """
 
     planned: Planned
@@ -40,6 +41,7 @@ class Result:
     largest: list[tuple[str, str, float]]
     notes: list[str]
     compile_seconds: float
+    text: str = dataclasses.field(default="", repr=False)
 
     @property
     def total(self) -> float:
@@ -86,7 +88,7 @@ def compile_planned(planned: Planned, machine: Machine) -> Result:
     return Result(
         planned, memory, found.flops, found.bytes, dict(wire), dict(counts),
         _seconds(found.flops, found.bytes, found.collectives, planned, machine), too_big,
-        [(*key, size) for key, size in largest], notes, seconds,
+        [(*key, size) for key, size in largest], notes, seconds, text,
     )  # fmt: skip
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from selfreward_jax.core.losses import loss_settings
-from selfreward_jax.core.mesh import AXES, make_rules, replicated, row_ways
+from selfreward_jax.core.mesh import make_rules, replicated, row_ways
 from selfreward_jax.engine import programs
 from selfreward_jax.engine.cache import CachePlan, blocks_for, machine_bytes, padded_length, plan_cache, round_up
 from selfreward_jax.engine.layout import REPLICA, reshard, sampling_mesh, weight_shardings
@@ -331,8 +331,3 @@ class SamplingStage:
             {"law": self.law, "steps": STEPS, "eos_ids": p.model.eos_token_ids or (2,), "dtype": p.dtype},
             self.kinds, self.rows, forward * self.rows, p.sampling, {"jit(decode)": 1},
         )  # fmt: skip
-
-
-def torus_mesh(sizes: dict[str, int], devices: list) -> Mesh:
-    """A mesh over a machine's devices, neighbours in the torus side by side."""
-    return jax.make_mesh(tuple(sizes[a] for a in AXES), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)

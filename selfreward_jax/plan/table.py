@@ -9,6 +9,7 @@ from rich.table import Table
 from selfreward_jax.plan.compiled import Result
 from selfreward_jax.plan.iteration import Part
 from selfreward_jax.plan.machines import Machine
+from selfreward_jax.plan.search import Tried
 
 KINDS = (
     "parameters", "adapter", "sampling weights", "optimizer", "summed gradients", "gradients", "KV cache", "batch",
@@ -108,11 +109,33 @@ def iteration_table(parts: Sequence[Part], machine: Machine, price: float) -> Ta
     return table
 
 
-def show(results: Sequence[Result], parts: Sequence[Part], machine: Machine, price: float) -> None:
-    """Prints the whole plan."""
+def show_tried(what: str, tried: Sequence[Tried], machine: Machine) -> None:
+    """Candidates of a search as one table, best first."""
+    table = Table(title=f"Layouts tried for a {what}", title_justify="left")
+    for name in ("layout", "estimated GiB", "GiB", "matrix ms", "HBM ms", "ICI ms", "tok/s/chip", "MFU"):
+        table.add_column(name, justify="left" if name == "layout" else "right")
+    for t in tried:
+        layout, r = " ".join(f"{name}={value}" for name, value in t.candidate.changes.items()), t.result
+        cells = [layout, gib(t.candidate.bytes)]
+        if r is None or r.too_big:
+            table.add_row(*cells, t.why or r.too_big if r else t.why)
+            continue
+        times = (f"{1000 * r.seconds[name]:.3g}" for name in ("matrix", "hbm", "ici"))
+        rate = f"{r.planned.tokens / r.roofline / machine.chips:.0f}"
+        table.add_row(*cells, gib(r.total), *times, rate, f"{100 * mfu(r, machine):.0f}%")
+    _console().print(table)
+
+
+def _console() -> Console:
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 150
+    return console
+
+
+def show(results: Sequence[Result], parts: Sequence[Part], machine: Machine, price: float) -> None:
+    """Prints the whole plan."""
+    console = _console()
     for table in (memory_table(results, machine), speed_table(results, machine), collectives_table(results)):
         if table.row_count:
             console.print(table)

@@ -12,7 +12,7 @@ from etils import epath
 from selfreward_jax.core.interrupt import Interrupt
 from selfreward_jax.core.progress import say
 from selfreward_jax.core.rows import Row
-from selfreward_jax.core.store import write_atomic
+from selfreward_jax.core.store import local_path, write_atomic
 from selfreward_jax.evals.desk import Desk
 from selfreward_jax.evals.statistics import Interval, mean_interval
 from selfreward_jax.loop import self_reward
@@ -20,7 +20,6 @@ from selfreward_jax.report.make import report_on
 from selfreward_jax.sandbox.measure import NUMBERS, Measured, measure
 from selfreward_jax.sandbox.seeds import WorldSettings, make_world
 from selfreward_jax.stages import summary
-from selfreward_jax.stages.folder import local_path
 from selfreward_jax.stages.run import Run
 
 # Who rewards: the fields of the configuration that say so.

@@ -8,10 +8,9 @@ from selfreward_jax.core.losses import loss_settings
 from selfreward_jax.core.progress import say
 from selfreward_jax.core.rows import Pair, Row, content_id, read_jsonl
 from selfreward_jax.engine.score import plan_batches, score_batch
-from selfreward_jax.llama.load import MODEL_FILE
 from selfreward_jax.stages.run import ModelRef, Run
 from selfreward_jax.stages.sft import fit, seed_rows
-from selfreward_jax.stages.training import train_model, training_inputs
+from selfreward_jax.stages.training import is_trained, train_model, training_inputs
 from selfreward_jax.training.batches import Example, TrainRow
 from selfreward_jax.training.objectives import make_objective
 from selfreward_jax.training.preferences import Labelled, preference_rows
@@ -43,8 +42,7 @@ def preference_train(run: Run, t: int, pairs: Sequence[Pair]) -> ModelRef:
     rows = [x.row for x in labelled]
     frozen = {"reference": dataclasses.asdict(reference) if reference else None}
     inputs = training_inputs(run, "dpo", c, rows, init) | frozen
-    if run.is_made(f"m{t}/{MODEL_FILE}", inputs):
-        run.skip(title)
+    if is_trained(run, t, title, inputs):
         return run.ref(f"m{t}")
     if dropped:
         say(f"{title}: {dropped} pairs exceed {limit} tokens and are left out")
@@ -52,7 +50,8 @@ def preference_train(run: Run, t: int, pairs: Sequence[Pair]) -> ModelRef:
         rows = reference_logps(run, t, reference, labelled, losses.ld_alpha)
     against = f"reference {reference.name.upper()}" if reference else "no reference"
     say(f"{title}: {', '.join(losses.loss_type)}, starts from {init.name.upper()}, {against}, {len(rows)} rows")
-    return train_model(run, t, title, init, rows, make_objective(losses), c, inputs, **frozen, data=facts)
+    asked = {pair.prompt_token_ids: pair.prompt for pair in pairs}
+    return train_model(run, t, title, init, rows, make_objective(losses), c, inputs, asked, **frozen, data=facts)
 
 
 def reference_logps(
@@ -99,13 +98,15 @@ def reference_logps(
 
 def _fit_positives(run: Run, t: int, init: ModelRef) -> ModelRef:
     """The paper's comparison (appendix A.4): SFT on the seeds together with answers of full score."""
-    rows, facts = seed_rows(run)
+    rows, asked, facts = seed_rows(run)
     path = run.root / f"m{t}" / "positives.jsonl"
     limit = min(run.config.sft.max_length, run.context)
-    best = [_positive(row) for row in (read_jsonl(path) if path.read_text().strip() else [])]
+    positives = read_jsonl(path) if path.read_text().strip() else []
+    asked |= {tuple(row["prompt_token_ids"]): tuple(row["prompt"]) for row in positives}
+    best = [_positive(row) for row in positives]
     fitting = [TrainRow((e,)) for e in best if len(e) <= limit]
     facts |= {"positives": len(fitting), "positives_dropped_too_long": len(best) - len(fitting)}
-    return fit(run, t, f"M{t} SFT on positives", init, [*rows, *fitting], facts)
+    return fit(run, t, f"M{t} SFT on positives", init, [*rows, *fitting], asked, facts)
 
 
 def _positive(row: Row) -> Example:

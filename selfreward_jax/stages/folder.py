@@ -16,7 +16,7 @@ from selfreward_jax.core import hosts
 from selfreward_jax.core.interrupt import Interrupt
 from selfreward_jax.core.progress import Meter, meter, say
 from selfreward_jax.core.rows import Row
-from selfreward_jax.core.store import Journal, Manifest, is_local, sha256_file, write_atomic
+from selfreward_jax.core.store import Journal, Manifest, is_local, local_path, sha256_file, write_atomic
 
 # How often rows in the making go to disk, and to an object store, where each part is an upload.
 ROWS_PER_PART, SECONDS_PER_PART, SECONDS_PER_UPLOAD = 256, 2.0, 30.0
@@ -146,9 +146,3 @@ class Folder:
 
     def skip(self, title: str) -> None:
         say(f"{title}: done already")
-
-
-def local_path(path: epath.PathLike) -> epath.Path:
-    """A path as it will be found from any folder; one on an object store stays as it is."""
-    path = epath.Path(path)
-    return path.expanduser().resolve() if is_local(path) else path

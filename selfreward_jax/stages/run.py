@@ -16,13 +16,13 @@ from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.interrupt import Interrupt
 from selfreward_jax.core.metrics import SPEED_FILE, Board
 from selfreward_jax.core.rows import read_jsonl, to_line
-from selfreward_jax.core.store import is_local, write_atomic
+from selfreward_jax.core.store import is_local, local_path, write_atomic
 from selfreward_jax.core.tokens import Chat, sha256_json
 from selfreward_jax.llama.config import LlamaConfig
 from selfreward_jax.llama.load import MERGED, MODEL_FILE, Model, load_chat, load_model
-from selfreward_jax.stages.folder import local_path
 from selfreward_jax.stages.work import ModelRef, Work
 
+CHOICE = "choice"  # there, of a checkpoint that a judge chose: the answers and verdicts that the choice rests on
 ADAPTER = "adapter"  # in the folder of a model that LoRA made: what it learnt, in PEFT's format
 
 
@@ -165,7 +165,7 @@ class Run(Work):
             return
         hosts.wait(f"{marker} is read")
         if hosts.is_writer():
-            for name in ("checkpoints", "tb", MERGED, ADAPTER):
+            for name in ("checkpoints", "tb", MERGED, ADAPTER, CHOICE):
                 if (marker.parent / name).exists():
                     (marker.parent / name).rmtree()
             for name in ("metrics.jsonl", SPEED_FILE):

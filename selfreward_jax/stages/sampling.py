@@ -53,12 +53,13 @@ def sample_artefact(
             engine = work.engine(ref)
             before = dict(engine.counters)
             purpose = f"{artefact}\0{ref.hash}"
-            for made in engine.run(
-                requests, samples, settings, seed=work.config.seed, purpose=purpose, done=done, reading=reading
-            ):
-                row = to_row(made)
-                rows.add(row, len(made.token_ids), slots_in_use(engine))
-                watch(row if isinstance(row, dict) else dataclasses.asdict(row))
+            with work.tracer(artefact) as engine.tracer:
+                for made in engine.run(
+                    requests, samples, settings, seed=work.config.seed, purpose=purpose, done=done, reading=reading
+                ):
+                    row = to_row(made)
+                    rows.add(row, len(made.token_ids), slots_in_use(engine))
+                    watch(row if isinstance(row, dict) else dataclasses.asdict(row))
             report(title, engine, before)
     work.finish(artefact, inputs, lambda row: (place[row[identify]], row["index"]))
 
@@ -81,8 +82,9 @@ def read_artefact(
         if len(done) < len(requests):
             engine = work.engine(ref)
             before = dict(engine.counters)
-            for request, logps in engine.read(requests, candidates, done=done):
-                rows.add(to_row(request, logps), len(request.prompt_ids))
+            with work.tracer(artefact) as engine.tracer:
+                for request, logps in engine.read(requests, candidates, done=done):
+                    rows.add(to_row(request, logps), len(request.prompt_ids))
             report(title, engine, before)
     work.finish(artefact, inputs, lambda row: place[row[identify]])
 

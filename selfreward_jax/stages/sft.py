@@ -1,36 +1,35 @@
 """Supervised fine-tuning of M0 on instruction following and evaluation following data: M1 (paper §2.2)."""
 
-import random
 from collections.abc import Sequence
 
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.progress import say
-from selfreward_jax.core.seeds import Demonstration, load_eft, load_ift
-from selfreward_jax.llama.load import MODEL_FILE
+from selfreward_jax.core.rows import draw
+from selfreward_jax.core.seeds import Demonstration, Messages, load_eft, load_ift
 from selfreward_jax.methods.judging import JudgeTemplate, parse_score
+from selfreward_jax.stages.choice import Asked
 from selfreward_jax.stages.run import ModelRef, Run
-from selfreward_jax.stages.training import train_model, training_inputs
+from selfreward_jax.stages.training import is_trained, train_model, training_inputs
 from selfreward_jax.training.batches import Example, TrainRow
 from selfreward_jax.training.objectives import SFT
 
 
 def supervised_fine_tune(run: Run) -> ModelRef:
     """M1 from M0 on IFT and EFT together, loss on response tokens only."""
-    rows, facts = seed_rows(run)
-    return fit(run, 1, "M1 SFT", run.ref("m0"), rows, facts)
+    rows, asked, facts = seed_rows(run)
+    return fit(run, 1, "M1 SFT", run.ref("m0"), rows, asked, facts)
 
 
-def fit(run: Run, t: int, title: str, init: ModelRef, rows: Sequence[TrainRow], facts: dict) -> ModelRef:
+def fit(run: Run, t: int, title: str, init: ModelRef, rows: Sequence[TrainRow], asked: Asked, facts: dict) -> ModelRef:
     """SFT of `init` on the rows, with the configuration's `sft` section, as M_t."""
     inputs = training_inputs(run, "sft", run.config.sft, rows, init)
-    if run.is_made(f"m{t}/{MODEL_FILE}", inputs):
-        run.skip(title)
+    if is_trained(run, t, title, inputs):
         return run.ref(f"m{t}")
-    return train_model(run, t, title, init, rows, SFT(), run.config.sft, inputs, data=facts)
+    return train_model(run, t, title, init, rows, SFT(), run.config.sft, inputs, asked, data=facts)
 
 
-def seed_rows(run: Run) -> tuple[list[TrainRow], dict[str, int]]:
-    """IFT and EFT as token ids, and how many there are and were dropped for their length.
+def seed_rows(run: Run) -> tuple[list[TrainRow], dict[tuple[int, ...], Messages], dict[str, int]]:
+    """IFT and EFT as token ids, the requests of IFT, and how many rows there are and were dropped for their length.
 
     Raises:
       UserError: a seed file is wrong, or every row is too long.
@@ -41,10 +40,14 @@ def seed_rows(run: Run) -> tuple[list[TrainRow], dict[str, int]]:
     if c.seeds.eft:
         sets["eft"] = load_eft(c.seeds.eft, template.messages, parse_score)
     rows: list[TrainRow] = []
+    asked: dict[tuple[int, ...], Messages] = {}
     facts: dict[str, int] = {}
     limit = min(c.sft.max_length, run.context)
     for name, demonstrations in sets.items():
-        examples = [tokenise(run, d) for d in choose(demonstrations, c.seeds.max_rows, c.seed)]
+        chosen = draw(demonstrations, c.seeds.max_rows, c.seed)
+        examples = [tokenise(run, d) for d in chosen]
+        if name == "ift":  # what is asked in EFT is a judgement
+            asked = {e.prompt_ids: d.messages for e, d in zip(examples, chosen, strict=True)}
         fitting = [e for e in examples if len(e) <= limit]
         facts |= {f"{name}_rows": len(fitting), f"{name}_dropped_too_long": len(examples) - len(fitting)}
         rows += [TrainRow((e,)) for e in fitting]
@@ -52,15 +55,7 @@ def seed_rows(run: Run) -> tuple[list[TrainRow], dict[str, int]]:
             say(f"M1 SFT: {len(examples) - len(fitting)} {name.upper()} rows exceed {limit} tokens and are left out")
     if not rows:
         raise UserError(f"config.sft.max_length: all seed rows exceed {limit} tokens; raise it.")
-    return rows, facts
-
-
-def choose(demonstrations: Sequence[Demonstration], most: int, seed: int) -> list[Demonstration]:
-    """At most `most` of them (0: all), chosen by the seed, in their order."""
-    if not most or len(demonstrations) <= most:
-        return list(demonstrations)
-    picked = sorted(random.Random(seed).sample(range(len(demonstrations)), most))
-    return [demonstrations[i] for i in picked]
+    return rows, asked, facts
 
 
 def tokenise(run: Run, demonstration: Demonstration) -> Example:

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from selfreward_jax.core.hosts import is_writer
 from selfreward_jax.core.rows import Judgement, Response, load_rows
-from selfreward_jax.core.store import write_atomic
+from selfreward_jax.core.store import is_local, write_atomic
 from selfreward_jax.llama.load import MODEL_FILE
 from selfreward_jax.methods.answer_metrics import answer_metrics
 from selfreward_jax.stages.judge import scores_needed
@@ -102,7 +102,8 @@ def show(run: Run, rows: Sequence[dict[str, Any]]) -> None:
     for row in rows:
         console.print(f"  {row['model']}         {run.root / row['model'].lower()}")
     console.print(f"  rows       {run.root}/m*/prompts, responses, judgements, pairs, dropped (.jsonl)")
-    console.print(f"  training   {run.root}/m*/metrics.jsonl, m*/throughput.jsonl, m*/tb (TensorBoard)")
+    board = ", m*/tb (TensorBoard)" if is_local(run.root) else ""
+    console.print(f"  training   {run.root}/m*/metrics.jsonl, m*/throughput.jsonl{board}")
     console.print(f"  summary    {run.root / 'summary.json'}; what made what: {run.root / 'manifest.jsonl'}")
     newest = run.root / rows[-1]["model"].lower() if rows else run.root
     if (run.root / "report.html").exists():

@@ -1,17 +1,21 @@
 """What `sft` and `dpo` share: settings from the configuration, and turning a finished training into a model."""
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from typing import Any
 
 from selfreward_jax.core.config import split_names
+from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.hosts import is_writer
 from selfreward_jax.core.progress import say
-from selfreward_jax.core.rows import Row, content_id
-from selfreward_jax.llama.load import MODEL_FILE, Model, save_merged, save_model_files
+from selfreward_jax.core.rows import Prompt, Row, content_id
+from selfreward_jax.core.store import exists, sha256_file
+from selfreward_jax.llama.load import MODEL_FILE, save_merged, save_model_files
 from selfreward_jax.llama.lora import LoraSettings, count_lora
 from selfreward_jax.llama.params import count_params
 from selfreward_jax.stages.adapters import write_adapter
+from selfreward_jax.stages.choice import WIN_RATE, Asked, Choice, choose_by_win_rate, validation_prompts
 from selfreward_jax.stages.run import ModelRef, Run
 from selfreward_jax.training.batches import TrainRow, steps_per_epoch
 from selfreward_jax.training.held_out import PREFIX, split
@@ -67,8 +71,9 @@ def train_settings(run: Run, section, rows: int) -> TrainSettings:
         tensorboard=c.log.tensorboard,
         max_skipped=c.training.max_skipped,
         peak_tflops=c.log.peak_tflops,
-        choose=c.checkpoint.choose,
+        choose="last" if c.checkpoint.choose == WIN_RATE else c.checkpoint.choose,
         keep_best=c.checkpoint.keep_best,
+        keep_due=c.checkpoint.choose == WIN_RATE,
     )
 
 
@@ -83,10 +88,13 @@ def lora_settings(section) -> LoraSettings | None:
 
 def training_inputs(run: Run, stage: str, section, rows: Sequence[TrainRow], init: ModelRef) -> dict[str, Any]:
     """Everything that the trained weights depend on."""
-    checkpoint = run.config.checkpoint
-    choice: dict[str, Any] = {"held_out": checkpoint.held_out} if checkpoint.held_out else {}
-    if checkpoint.choose != "last":
-        choice |= {"choose": checkpoint.choose, "every_steps": checkpoint.every_steps}
+    c = run.config.checkpoint
+    choice: dict[str, Any] = {"held_out": c.held_out} if c.held_out else {}
+    if c.choose != "last":
+        choice |= {"choose": c.choose, "every_steps": c.every_steps}
+    if c.choose == WIN_RATE:
+        choice |= {"judge": c.judge, "prompts": _file_hash(c.prompts), "prompts_max": c.prompts_max}
+        choice |= {"answering": run.config.respond.to_dict(), "judging": run.config.judge.to_dict()}
     return {
         "stage": stage,
         "init_from": {"name": init.name, "hash": init.hash},
@@ -102,6 +110,35 @@ def training_inputs(run: Run, stage: str, section, rows: Sequence[TrainRow], ini
     }
 
 
+def _file_hash(path: str) -> str:
+    if path and not exists(path):
+        raise UserError(f"config.checkpoint.prompts: {path}: no such file; give a JSONL file, or nothing.")
+    return sha256_file(path) if path else ""
+
+
+def is_trained(run: Run, t: int, title: str, inputs: dict[str, Any]) -> bool:
+    """Whether M_t was made from these inputs before; a stop may have left what is of no more use."""
+    if not run.is_made(f"m{t}/{MODEL_FILE}", inputs):
+        return False
+    run.skip(title)
+    tidy(run, t)
+    return True
+
+
+def tidy(run: Run, t: int) -> None:
+    """Removes what only a training in the making needs: the optimiser's state, and what a judge has not chosen."""
+    if not is_writer():
+        return
+    c, folder = run.config.checkpoint, run.root / f"m{t}"
+    for state in (folder / "checkpoints").glob("*/opt_state"):
+        state.rmtree()
+    if c.choose == WIN_RATE:
+        steps = sorted(int(path.name) for path in (folder / "checkpoints").iterdir() if path.name.isdigit())
+        chosen = json.loads((folder / MODEL_FILE).read_text())["checkpoint"]
+        for step in set(steps) - {chosen, *steps[-c.keep :]}:
+            (folder / "checkpoints" / str(step)).rmtree()
+
+
 def train_model(
     run: Run,
     t: int,
@@ -111,22 +148,30 @@ def train_model(
     objective: Objective,
     section,
     inputs: dict[str, Any],
+    asked: Asked,
     **facts: Any,
 ) -> ModelRef:
-    """Trains M_t in its folder and records it; a folder left by other inputs is begun anew."""
+    """Trains M_t in its folder and records it; a folder left by other inputs is begun anew.
+
+    Args:
+      asked: the conversations that the rows' prompts come from, by their token ids.
+    """
     folder = run.root / f"m{t}"
     rows, held_out = split(rows, run.config.checkpoint.held_out, seed=run.config.seed)
-    key = folder / "training.sha256"
-    run.claim_training(key, inputs)
+    settings = train_settings(run, section, len(rows))
+    lora, config = settings.forward.lora, run.words(init)[0]
+    prompts: list[Prompt] = []
+    if settings.keep_due:
+        prompts = validation_prompts(run, title, held_out, asked)
+        Choice(run, t, init, lora).check_judge()
+    run.claim_training(folder / "training.sha256", inputs)
     if held_out:
         say(f"{title}: {len(held_out)} of {len(rows) + len(held_out)} rows are held out")
-    start: Model = run.take(init)
-    settings = train_settings(run, section, len(rows))
-    if lora := settings.forward.lora:
-        share = f"{count_lora(start.config, lora):,} of {count_params(start.config):,}"
+    if lora:
+        share = f"{count_lora(config, lora):,} of {count_params(config):,}"
         say(f"{title}: LoRA of rank {lora.rank}, {share} weights are trained")
     model, step, log = train(
-        start,
+        run.take(init),
         rows,
         objective,
         settings,
@@ -135,30 +180,41 @@ def train_model(
         title=title,
         interrupt=run.interrupt,
         held_out=held_out,
+        tracer=run.tracer(f"m{t}/{inputs['stage']}"),
     )
-    choice = chosen(run, title, step, log, len(held_out)) if held_out else {}
+    record: Row = {"held_out": len(held_out)} if held_out else {}
+    if settings.keep_due and len(settings.due) > 1:
+        del model  # at most one model is in memory
+        work = Choice(run, t, init, lora)
+        step, found = choose_by_win_rate(work, title, settings.due, prompts)
+        record |= found
+        model = work.load(work.step(step))
+        del work
+    choice = chosen(run, title, step, log, record) if record else {}
     where = {}
     if model.adapter:
         write_adapter(folder, model.config, dataclasses.replace(model.adapter, base=init.name))
         where = save_merged(folder, step, model.params)
     save_model_files(folder, model, {"checkpoint": step, "hash": model.hash, **where, **choice})
     run.record(f"m{t}/{MODEL_FILE}", inputs, hash=model.hash, metrics=summarise(log), **choice, **facts)
-    # The optimiser's state is only for going on with a training that was stopped.
-    if is_writer():
-        for state in (folder / "checkpoints").glob("*/opt_state"):
-            state.rmtree()
+    tidy(run, t)
     run.keep(ModelRef(f"m{t}", model.hash), model)
     return run.ref(f"m{t}")
 
 
-def chosen(run: Run, title: str, step: int, log: Sequence[Row], held_out: int) -> dict[str, Row]:
-    """What is on record of the checkpoint that became the model, as `best`; said as well."""
+def chosen(run: Run, title: str, step: int, log: Sequence[Row], record: Row) -> dict[str, Row]:
+    """What is on record of the checkpoint that became the model, as `best`; said as well.
+
+    Args:
+      record: what there is to tell beside the metrics of its step.
+    """
     by = run.config.checkpoint.choose
     measured = {name: x for row in log if row["step"] == step for name, x in row.items() if name.startswith(PREFIX)}
     told = [(name, measured.get(name)) for name in ("eval/loss", "eval/rewards/accuracies")]
     shown = ", ".join(f"{name} {value:.4f}" for name, value in told if value is not None) or "nothing finite"
-    say(f"{title}: the model is step {step} of {log[-1]['step']}, chosen by {by}; on held-out rows {shown}")
-    return {"best": {"checkpoint": step, "by": by, "held_out": held_out, **measured}}
+    tail = f"; on held-out rows {shown}" if "held_out" in record else ""
+    say(f"{title}: the model is step {step} of {log[-1]['step']}, chosen by {by}{tail}")
+    return {"best": {"checkpoint": step, "by": by, **record, **measured}}
 
 
 def summarise(log: Sequence[Row]) -> Row:

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from selfreward_jax.core.interrupt import Interrupt
 from selfreward_jax.core.mesh import make_mesh, make_rules
+from selfreward_jax.core.profile import Tracer, Window
 from selfreward_jax.core.tokens import Chat
 from selfreward_jax.engine.generate import Engine, EngineSettings
 from selfreward_jax.llama.config import LlamaConfig
@@ -45,6 +46,7 @@ class Work(Folder, abc.ABC):
         self.config: Any = config  # ConfigDict's attributes have no types
         c = self.config.mesh
         self.mesh, self.rules = make_mesh(c.data, c.fsdp, c.tensor), make_rules(c.rules.to_dict())
+        self.profile: Window | None = None  # which steps of each stage are traced
         self._loaded: tuple[str, Model] | None = None
         self._engine: tuple[str, Engine] | None = None
 
@@ -63,6 +65,11 @@ class Work(Folder, abc.ABC):
     def context_of(self, ref: ModelRef) -> int:
         """The most tokens that a prompt and its response may have together."""
         return self.words(ref)[0].max_position_embeddings
+
+    def tracer(self, artefact: str) -> Tracer:
+        """For the stage that makes an artefact; its trace lies in `profile/` beside that."""
+        folder, _, name = artefact.rpartition("/")
+        return Tracer(self.root / folder / "profile" / name.removesuffix(".jsonl"), self.profile)
 
     def load(self, ref: ModelRef) -> Model:
         """The weights of a model; those of any other are let go first."""

@@ -60,6 +60,7 @@ def _pick(logits_BCV: jax.Array, targets_BC: jax.Array) -> jax.Array:
     return picked_BC - jax.nn.logsumexp(logits_BCV, axis=-1)
 
 
+@jax.named_scope("logps")
 def response_logps(
     config: LlamaConfig,
     params: Params,

@@ -16,6 +16,7 @@ from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.interrupt import Interrupt, Interrupted
 from selfreward_jax.core.mesh import put_rows, put_whole, row_ways
 from selfreward_jax.core.metrics import MetricsLog
+from selfreward_jax.core.profile import Tracer
 from selfreward_jax.core.progress import meter, say
 from selfreward_jax.core.rows import Row
 from selfreward_jax.llama.load import Model
@@ -42,6 +43,7 @@ class TrainSettings:
       peak_tflops: of one device, 0 to look it up.
       choose: which checkpoint becomes the model, "last" or one of `held_out.RANKS`.
       keep_best: how many of the best checkpoints are kept, unless the last one is chosen.
+      keep_due: whether every checkpoint that is due stays, for a choice to be made later.
     """
 
     optimizer: OptimizerSettings
@@ -55,6 +57,13 @@ class TrainSettings:
     peak_tflops: float = 0.0
     choose: str = "last"
     keep_best: int = 1
+    keep_due: bool = False
+
+    @property
+    def due(self) -> list[int]:
+        """Steps after which a checkpoint is due: every so many, and the last."""
+        steps = self.optimizer.steps
+        return [*range(self.checkpoint_every, steps, self.checkpoint_every), steps]
 
 
 def train(
@@ -68,6 +77,7 @@ def train(
     title: str,
     interrupt: Interrupt,
     held_out: Sequence[TrainRow] = (),
+    tracer: Tracer | None = None,
 ) -> tuple[Model, int, list[Row]]:
     """Trains on all rows for `settings.optimizer.steps` steps, from the newest whole checkpoint if there is one.
 
@@ -78,6 +88,7 @@ def train(
       folder: for `checkpoints/`, `metrics.jsonl`, `throughput.jsonl` and `tb/`.
       title: of the progress bar.
       held_out: rows on which the model is evaluated wherever a checkpoint is due.
+      tracer: of its steps, if some of them are to be profiled.
 
     Returns:
       The trained model, the step of its checkpoint, and the metrics of every step.
@@ -87,7 +98,7 @@ def train(
       UserError: the gradient was not finite at `settings.max_skipped` steps in a row, or the checkpoints are of no
         use.
     """
-    steps = settings.optimizer.steps
+    steps, due = settings.optimizer.steps, set(settings.due)
     layout = dataclasses.replace(settings.layout, ways=row_ways(model.mesh, model.rules))
     per_epoch = steps_per_epoch(len(rows), settings.batch_size)
     lora = settings.forward.lora
@@ -98,20 +109,22 @@ def train(
     start = 0
     if checkpoints:
         start, state = checkpoints.newest_whole(
-            lambda step: resume(state, item, step, functools.partial(checkpoints.restore, step))
+            lambda step: resume(state, item, step, functools.partial(checkpoints.restore, step)), "opt_state"
         ) or (0, state)
         if start and not lora:
             jax.tree.map(lambda x: x.delete(), model.params)  # nobody needs where the training began any more
     log = MetricsLog(folder, start_step=start, tensorboard=settings.tensorboard)
 
+    @functools.partial(jax.profiler.annotate_function, name="checkpoint")
     def save(step: int) -> None:
         log.flush()
         if checkpoints and checkpoints.latest() != step:
-            best = best_steps(settings.choose, log.rows, settings.keep_best)
-            checkpoints.save(step, {item: state.trained, "opt_state": state.resumable}, also_keep=best)
+            kept = due if settings.keep_due else best_steps(settings.choose, log.rows, settings.keep_best)
+            checkpoints.save(step, {item: state.trained, "opt_state": state.resumable}, kept, dropping="opt_state")
 
     unseen = plan(objective, held_out, settings.batch_size, layout)
 
+    @functools.partial(jax.profiler.annotate_function, name="evaluate")
     def measures() -> dict[str, float | None]:
         if not unseen:
             return {}
@@ -122,8 +135,9 @@ def train(
         meter(title, steps, done=start, unit="steps") as progress,
         jax.set_mesh(model.mesh),
         checkpoints or contextlib.nullcontext(),
+        tracer or Tracer() as traced,
     ):
-        for step in range(start, steps):
+        for step in traced.steps("training step", range(start, steps)):
             begun = time.perf_counter()
             chosen = [rows[i] for i in batch_indices(len(rows), settings.batch_size, seed=seed, step=step)]
             counts = {name: np.float32(value) for name, value in objective.counts(chosen).items()}
@@ -161,7 +175,6 @@ def train(
                 peak=peak,
             )
             before = log.rows[-1] if log.rows else {"num_tokens": 0, "skipped_updates": 0}
-            due = (step + 1) % settings.checkpoint_every == 0 or step + 1 == steps
             log.write(
                 {
                     "step": step + 1,
@@ -171,7 +184,7 @@ def train(
                     **{name: finite(value) for name, value in facts.items()},
                     "num_tokens": before["num_tokens"] + tokens,
                     "skipped_updates": before["skipped_updates"] + (finite(facts["grad_norm"]) is None),
-                    **(measures() if due else {}),
+                    **(measures() if step + 1 in due else {}),
                 },
                 speed,
             )
@@ -179,7 +192,7 @@ def train(
             stop_if_lost(title, log.rows, min(settings.max_skipped, steps))
             progress.advance(1, tokens, f"MFU {100 * speed['mfu']:.0f}%" if peak else "")
             stop = interrupt.agreed()  # looked at once: the signal may come at any moment
-            if stop or due:
+            if stop or step + 1 in due:
                 save(step + 1)
             if stop:
                 raise Interrupted

@@ -91,7 +91,8 @@ def _losses(
         tail_starts_N=jnp.tile(shortest_R, rows.lengths.shape[0]) if objective.ld_alpha != 1 else None,
         tail_weight=objective.ld_alpha,
     )
-    loss, metrics = objective.loss(logps_N.reshape(rows.lengths.shape), rows, counts)
+    with jax.named_scope("loss"):
+        loss, metrics = objective.loss(logps_N.reshape(rows.lengths.shape), rows, counts)
     return loss, {"loss": loss, **metrics}
 
 
@@ -167,6 +168,7 @@ def update(
     """
     norm, rate = optax.global_norm(grads), jnp.asarray(schedule(settings)(state.step))
 
+    @jax.named_scope("optimizer")
     def apply(params, opt_state):
         updates, opt_state = make_optimizer(config, settings, lora).update(grads, opt_state, params)
         return cast(Params, optax.apply_updates(params, jax.tree.map(lambda x: -rate * x, updates))), opt_state

@@ -14,13 +14,12 @@ from selfreward_jax.core.config import load_config, override
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.interrupt import Interrupt
 from selfreward_jax.core.progress import say
-from selfreward_jax.core.store import sha256_file
+from selfreward_jax.core.store import local_path, sha256_file
 from selfreward_jax.evals.desk import Desk
 from selfreward_jax.evals.human import HumanData, load_human
 from selfreward_jax.evals.judge_eval import Asked, Judge, evaluate_judges
 from selfreward_jax.evals.judge_table import judge_table
 from selfreward_jax.llama.load import MODEL_FILE
-from selfreward_jax.stages.folder import local_path
 from selfreward_jax.verbs.runs import Overrides, config_of_run
 
 

@@ -7,7 +7,7 @@ from etils import epath
 
 from selfreward_jax import api
 from selfreward_jax.core.errors import UserError
-from selfreward_jax.core.interrupt import Interrupt
+from selfreward_jax.core.interrupt import Interrupt, end_at_once
 from selfreward_jax.core.progress import meter, say
 from selfreward_jax.core.rows import Row, as_messages, read_jsonl, to_line
 from selfreward_jax.core.store import write_atomic
@@ -105,6 +105,7 @@ def chat(options: argparse.Namespace, overrides: Overrides, interrupt: Interrupt
     if options.workdir and options.adapter:
         raise UserError("chat: --adapter=DIR goes with --model=DIR.")
     path, adapter = (options.model, options.adapter) if options.model else newest_model(options.workdir)
+    end_at_once()
     converse(
         load_model(path, dtype=options.dtype, adapter=adapter),
         temperature=options.temperature,

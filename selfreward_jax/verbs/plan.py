@@ -1,8 +1,10 @@
 """`plan`: what a run would need and take on a machine that need not be here."""
 
 import argparse
+import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -10,14 +12,16 @@ from etils import epath
 from selfreward_jax.core.config import load_config
 from selfreward_jax.core.errors import UserError, did_you_mean
 from selfreward_jax.core.interrupt import Interrupt
-from selfreward_jax.core.mesh import mesh_sizes
+from selfreward_jax.core.mesh import mesh_over, mesh_sizes
 from selfreward_jax.core.progress import say
 from selfreward_jax.core.store import write_atomic
+from selfreward_jax.llama.config import LlamaConfig
 from selfreward_jax.llama.known import shape_of
 from selfreward_jax.plan import iteration as iterations
 from selfreward_jax.plan import machines, table
 from selfreward_jax.plan.compiled import Result, as_json, compile_planned
-from selfreward_jax.plan.shapes import Lengths, Planned, Plans, torus_mesh
+from selfreward_jax.plan.search import sampling, training, try_out, unlike
+from selfreward_jax.plan.shapes import Lengths, Planned, Plans
 from selfreward_jax.plan.target import devices_of
 
 STAGES = ("sft", "dpo", "reference", "reshard", "respond", "judge")
@@ -27,24 +31,94 @@ def plan(options: argparse.Namespace, overrides: Sequence[str], interrupt: Inter
     config: Any = load_config(options.config, overrides)
     machine, stages = machines.parse(options.topology), _stages(options.stages)
     model = shape_of(config.model.path)
-    sizes = mesh_sizes(config.mesh, machine.devices, machine.name)
-    devices = devices_of(machine)
     lengths = Lengths(options.prompt_tokens, options.instruction_tokens)
-    plans = Plans(config, model, torus_mesh(sizes, devices), machine.kind, machine.chip.hbm_gib * 2**30, lengths)
-    shown = " x ".join(f"{name} {size}" for name, size in sizes.items())
-    say(f"{config.model.path} on {machine.name}: {machine.chips} {machine.chip.title}, {shown}")
-    results = []
-    for planned in programs(plans, stages):
-        say(f"compiling {planned.name} ...")
-        results.append(compile_planned(planned, machine))
-        interrupt.check()
+    if not options.search:
+        mesh_sizes(config.mesh, machine.devices, machine.name)
+    target = Target(config, model, machine, devices_of(machine), lengths, interrupt)
+    say(f"{config.model.path} on {machine.name}, {machine.chips} {machine.chip.title}")
+    if options.search:
+        changes = search_layout(target, options.search)
+        target = dataclasses.replace(target, config=changed(config, changes))
+    results = [target.compiled(planned) for planned in programs(target.plans(), stages)]
     means = iterations.Means(options.mean_prompt, options.mean_answer, options.mean_judgement, options.pair_share)
     whole = {"dpo", "respond", "judge"} <= set(stages)
-    parts = iterations.iteration(config, results, means, machine) if whole else []
+    parts = iterations.iteration(target.config, results, means, machine) if whole else []
     table.show(results, parts, machine, options.price)
     if options.output:
-        write_atomic(epath.Path(options.output), json.dumps(_facts(config, machine, sizes, results, parts), indent=1))
+        facts = _facts(target, results, parts)
+        write_atomic(epath.Path(options.output), json.dumps(facts, indent=1))
         say(f"the same as JSON lies in {options.output}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A configuration, and the machine that it is planned for."""
+
+    config: Any
+    model: LlamaConfig
+    machine: machines.Machine
+    devices: list
+    lengths: Lengths
+    interrupt: Interrupt
+
+    @property
+    def mesh(self) -> dict[str, int]:
+        return mesh_sizes(self.config.mesh, self.machine.devices, self.machine.name)
+
+    def plans(self) -> Plans:
+        hbm = self.machine.chip.hbm_gib * 2**30
+        mesh = mesh_over(self.mesh, self.devices)
+        return Plans(self.config, self.model, mesh, self.machine.kind, hbm, self.lengths)
+
+    def compiled(self, planned: Planned) -> Result:
+        say(f"compiling {planned.name} ...")
+        self.interrupt.check()
+        return compile_planned(planned, self.machine)
+
+
+def changed(config: Any, changes: Mapping[str, Any]) -> Any:
+    """A copy of a configuration with other values in some fields."""
+    copy = config.copy_and_resolve_references()
+    copy.update_from_flattened_dict(changes)
+    return copy
+
+
+def search_layout(target: Target, most: int) -> dict[str, Any]:
+    """The fields of the fastest layout that fits, for training and for sampling; tells of all that were tried.
+
+    Raises:
+      UserError: none fits.
+    """
+    found: dict[str, Any] = {}
+    c, model, machine = target.config, target.model, target.machine
+    kinds = {
+        "DPO step": (
+            unlike(training(c, model, machine), most, ("mesh.data", "mesh.fsdp", "mesh.tensor", "training.remat")),
+            lambda plans: next(iter(plans.training("dpo"))),
+        ),
+        "decode step": (
+            sampling(c, model, machine)[:most],
+            lambda plans: list(plans.stage("respond").programs())[-1],
+        ),
+    }
+    for what, (candidates, program) in kinds.items():
+        so_far = dataclasses.replace(target, config=changed(target.config, found))
+
+        def compiled(changes: Mapping[str, Any], so_far=so_far, program=program) -> Result:
+            say(f"trying {' '.join(f'{name}={value}' for name, value in changes.items())}")
+            tried = dataclasses.replace(so_far, config=changed(so_far.config, changes))
+            return tried.compiled(program(tried.plans()))
+
+        tried = try_out(candidates, compiled)
+        table.show_tried(what, tried, machine)
+        if not tried or tried[0].seconds == math.inf:
+            raise UserError(
+                f"--search: no layout of {what} was found that fits {machine.name}; take a larger slice, fewer tokens"
+                " (dpo.max_length, respond.max_new_tokens), or training.moments_dtype=int8."
+            )
+        found |= tried[0].candidate.changes
+    say("the fastest that fit: " + " ".join(f"--config.{name}={value}" for name, value in found.items()))
+    return found
 
 
 def programs(plans: Plans, stages: Sequence[str]) -> Iterator[Planned]:
@@ -71,13 +145,13 @@ def _stages(text: str) -> list[str]:
     return names
 
 
-def _facts(config: Any, machine: machines.Machine, sizes, results: Sequence[Result], parts) -> dict[str, Any]:
+def _facts(target: Target, results: Sequence[Result], parts: Sequence[iterations.Part]) -> dict[str, Any]:
     return {
-        "topology": machine.name,
-        "chips": machine.chips,
-        "model": config.model.path,
-        "mesh": sizes,
-        "config": config.to_dict(),
+        "topology": target.machine.name,
+        "chips": target.machine.chips,
+        "model": target.config.model.path,
+        "mesh": target.mesh,
+        "config": target.config.to_dict(),
         "programs": [as_json(r) for r in results],
         "iteration": [{"stage": p.stage, "work": p.work, "calls": dict(p.calls), "seconds": p.seconds} for p in parts],
     }

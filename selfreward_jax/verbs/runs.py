@@ -52,7 +52,9 @@ def config_of_run(root: epath.Path) -> ConfigDict:
 
 
 def _open(options: argparse.Namespace, overrides: Overrides, interrupt: Interrupt) -> Run:
-    return Run(options.workdir, _config(options, overrides), resume=options.resume, interrupt=interrupt)
+    work = Run(options.workdir, _config(options, overrides), resume=options.resume, interrupt=interrupt)
+    work.profile = getattr(options, "profile", None)
+    return work
 
 
 def run(options: argparse.Namespace, overrides: Overrides, interrupt: Interrupt) -> None:

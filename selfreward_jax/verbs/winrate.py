@@ -14,13 +14,12 @@ from selfreward_jax.core.config import load_config, override
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.interrupt import Interrupt
 from selfreward_jax.core.progress import say
-from selfreward_jax.core.rows import Row, content_id
-from selfreward_jax.core.store import sha256_file
+from selfreward_jax.core.rows import Row, content_id, draw
+from selfreward_jax.core.store import local_path, sha256_file
 from selfreward_jax.evals.answer_files import (
     Answer,
     Question,
     check_same,
-    choose,
     is_answer_file,
     load_answers,
     load_questions,
@@ -33,7 +32,6 @@ from selfreward_jax.evals.winrate_table import category_table, winrate_table
 from selfreward_jax.llama.load import MODEL_FILE, locate, read_config
 from selfreward_jax.methods.judging import JudgeTemplate
 from selfreward_jax.methods.pairwise import PairwiseTemplate
-from selfreward_jax.stages.folder import local_path
 from selfreward_jax.stages.judge import needs_sampling
 from selfreward_jax.verbs.runs import Overrides, config_of_run
 
@@ -141,7 +139,7 @@ def _asked(options: argparse.Namespace, files: Mapping[str, Sequence[Answer]], s
             check_same((first, second), (sides[first], sides[second]))
     else:
         raise UserError("eval winrate A B: give --prompts=FILE for the models to answer.")
-    return Asked(data, sha256_file(data), tuple(choose(questions, options.max_prompts, seed)))
+    return Asked(data, sha256_file(data), tuple(draw(questions, options.max_prompts, seed)))
 
 
 def _settings(

@@ -119,6 +119,35 @@ def test_the_newest_are_kept_and_those_that_are_named(folder):
     assert names(folder) == {"4", "6"}
 
 
+def test_what_stays_by_name_stays_without_the_tree_that_only_going_on_needs(folder):
+    def restore(checkpoints, *trees):
+        return lambda step: checkpoints.restore(step, {name: tree(0) for name in trees})
+
+    def trees(step):
+        return sorted(path.name for path in (folder / str(step)).iterdir() if path.is_dir())
+
+    with Checkpoints(folder) as checkpoints:
+        for step in (1, 2, 3):
+            checkpoints.save(step, {"params": tree(step), "opt": tree(9)}, also_keep=[1, 2], dropping="opt")
+            checkpoints.wait()
+            assert "opt" in trees(step)  # until the next one is whole, the one before must do
+    assert (trees(1), trees(2), trees(3)) == (["params"], ["opt", "params"], ["opt", "params"])
+    with Checkpoints(folder) as checkpoints:
+        for step in (1, 2, 3):
+            assert_same(checkpoints.restore(step, {"params": tree(0)})["params"], tree(step))
+        remove_the_tree(folder / "3")
+        found = checkpoints.newest_whole(restore(checkpoints, "params", "opt"), "opt")
+        assert found and found[0] == 2
+        remove_the_tree(folder / "2")
+        with pytest.raises(UserError, match="2: damaged"):
+            checkpoints.newest_whole(restore(checkpoints, "params", "opt"), "opt")
+    assert names(folder) == {"1", "2"}
+    (folder / "2").rmtree()
+    with Checkpoints(folder) as checkpoints, pytest.raises(UserError, match="1: damaged .opt is missing"):
+        checkpoints.newest_whole(restore(checkpoints, "params", "opt"), "opt")
+    assert names(folder) == {"1"}
+
+
 def test_of_one_half_written_the_one_before_is_used_and_it_is_said(folder, capsys):
     saved(folder, 1, 2)
     shutil.copytree(folder / "2", folder / "3.orbax-checkpoint-tmp")

@@ -18,6 +18,8 @@ NUMBERS = {name: value for name, value in FIELDS.items() if type(value) in (int,
 # Paths and names that only their reader can judge.
 FREE_TEXT = {
     "judge.function",
+    "checkpoint.judge",
+    "checkpoint.prompts",
     "prompts.seeds",
     "prompts.template",
     "model.path",
@@ -157,6 +159,14 @@ def test_keywords_are_text():
         (["training.optimizer=adafactor", "training.moments_dtype=int8"], "training.moments_dtype: adafactor keeps no"),
         (["prompts.source="], "prompts.source: empty"),
         (["checkpoint.choose=loss"], "checkpoint.choose: loss is measured on held-out rows; set checkpoint.held_out"),
+        (
+            ["checkpoint.choose=win_rate"],
+            "checkpoint.choose: win_rate .* set .* or checkpoint.prompts",
+        ),
+        (
+            ["checkpoint.choose=win_rate", "checkpoint.prompts=p", "judge.method=function", "judge.function=m:f"],
+            "checkpoint.choose: win_rate asks a model",
+        ),
         (["checkpoint.held_out=2.5"], "checkpoint.held_out: 2.5 must be a share below 1 or a whole number of rows"),
     ],
 )

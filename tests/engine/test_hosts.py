@@ -2,9 +2,12 @@
 
 import json
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ import pytest
 from selfreward_jax import cli
 from selfreward_jax.core import hosts
 from selfreward_jax.core.errors import UserError
+from selfreward_jax.core.interrupt import ASKED
 from selfreward_jax.engine.generate import Engine, EngineSettings
 from selfreward_jax.engine.sampling import SamplingSettings
 from selfreward_jax.engine.schedule import Request
@@ -35,8 +39,15 @@ def environments(count: int = 2) -> list[dict[str, str]]:
     return [shared | {"JAX_PROCESS_ID": str(n)} for n in range(count)]
 
 
-def together(words: list[str], given: str = "") -> list[subprocess.CompletedProcess[str]]:
-    """Runs the same command in two processes; neither may be waited for alone."""
+def together(
+    words: list[str], given: str = "", *, meanwhile: Callable[[list[subprocess.Popen]], None] = lambda _: None, status=0
+) -> list[subprocess.CompletedProcess[str]]:
+    """Runs the same command in two processes; neither may be waited for alone.
+
+    Args:
+      meanwhile: what to do to them at work.
+      status: with which both end.
+    """
     started = [
         subprocess.Popen(
             words, cwd=tiny.ROOT, env=env, text=True,
@@ -50,6 +61,7 @@ def together(words: list[str], given: str = "") -> list[subprocess.CompletedProc
             process.stdin.write(given)
             process.stdin.close()
             process.stdin = None
+        meanwhile(started)
         ended = []
         for process in started:
             out, err = process.communicate(timeout=240)
@@ -58,7 +70,7 @@ def together(words: list[str], given: str = "") -> list[subprocess.CompletedProc
         for process in started:
             process.kill()
     for process in ended:
-        assert process.returncode == 0, process.stderr[-3000:]
+        assert process.returncode == status, process.stderr[-3000:]
     return ended
 
 
@@ -78,7 +90,7 @@ def test_two_processes_sample_what_one_samples(mesh):
         np.testing.assert_allclose(logps, read[id], atol=1e-4)
 
 
-def test_answers_and_judgements_of_two_processes_are_written_once_and_are_those_of_one(tmp_path_factory, tmp_path):
+def test_two_processes_of_which_one_is_stopped_write_once_the_answers_and_judgements_of_one(tmp_path_factory, tmp_path):
     base = tmp_path_factory.getbasetemp()
     data, finished = tiny.shared_data(base), tiny.shared_run(base)
     run = tmp_path / "run"
@@ -87,9 +99,24 @@ def test_answers_and_judgements_of_two_processes_are_written_once_and_are_those_
     changes = {"mesh.fsdp": 2, "generation.slots": 12}
     for name in expected:
         (run / "m2" / f"{name}.jsonl").unlink()
+    begun = run / "m2" / "responses.jsonl.partial"
+
+    def ask_one_to_stop(started: list[subprocess.Popen]) -> None:
+        until = time.monotonic() + 120
+        while not begun.exists():
+            assert time.monotonic() < until and started[1].poll() is None
+            time.sleep(0.01)
+        started[1].send_signal(signal.SIGTERM)
+
     for verb in ("respond", "judge"):
-        words = tiny.arguments(verb, run, data, changes)
-        ended = together(tiny.command(*words, "--iteration=2", "--resume=force"))
+        words = tiny.command(*tiny.arguments(verb, run, data, changes), "--iteration=2", "--resume=force")
+        if verb == "respond":
+            ended = together(words, meanwhile=ask_one_to_stop, status=130)
+            assert [p.stderr.count(ASKED) for p in ended] == [0, 1]
+            assert all("selfreward: stopped" in p.stderr for p in ended)
+            kept = [row for part in begun.glob("0*.jsonl") for row in tiny.read_jsonl(part)]
+            assert 0 < len(kept) < len(expected["responses"])
+        ended = together(words)
         assert "lie in" in ended[0].stderr and ended[1].stderr.count("lie in") == 0
     for name, rows in expected.items():
         found = tiny.read_jsonl(run / "m2" / f"{name}.jsonl")

@@ -5,10 +5,9 @@ import json
 import pytest
 
 from selfreward_jax.core.errors import UserError
-from selfreward_jax.core.rows import content_id
+from selfreward_jax.core.rows import content_id, draw
 from selfreward_jax.evals.answer_files import (
     check_same,
-    choose,
     load_answers,
     load_questions,
     match,
@@ -107,7 +106,7 @@ def test_a_prompt_that_comes_again_is_asked_once(tmp_path):
 
 
 def test_some_prompts_are_drawn_by_the_seed_and_keep_their_order(prompts):
-    few = choose(prompts, 2, seed=1)
-    assert few == choose(prompts, 2, seed=1) and len(few) == 2
+    few = draw(prompts, 2, seed=1)
+    assert few == draw(prompts, 2, seed=1) and len(few) == 2
     assert [q for q in prompts if q in few] == few
-    assert choose(prompts, 0, seed=1) == choose(prompts, 9, seed=1) == prompts
+    assert draw(prompts, 0, seed=1) == draw(prompts, 9, seed=1) == prompts

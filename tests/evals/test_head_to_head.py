@@ -9,7 +9,7 @@ from selfreward_jax import cli
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.interrupt import Interrupt, Interrupted
 from selfreward_jax.engine.generate import Completion, Request
-from selfreward_jax.evals import verdicts
+from selfreward_jax.stages import verdicts
 from selfreward_jax.verbs.winrate import winrate
 from tests import tiny
 

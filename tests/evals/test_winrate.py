@@ -11,7 +11,8 @@ from scipy.special import expit
 
 from selfreward_jax.evals.length_control import fit, length_controlled, length_term, negative_log_likelihood
 from selfreward_jax.evals.statistics import sign_test
-from selfreward_jax.evals.winrate import Comparison, combine, measure, order_preference
+from selfreward_jax.evals.winrate import Comparison, measure
+from selfreward_jax.methods.pairwise import combine, order_preference
 
 # Preference for A's answer, shown first and shown second, and what the paper makes of it.
 COMBINED = [

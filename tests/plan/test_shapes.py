@@ -9,13 +9,13 @@ import pytest
 from selfreward_jax.core.config import load_config
 from selfreward_jax.core.interrupt import Interrupt
 from selfreward_jax.core.losses import loss_settings
-from selfreward_jax.core.mesh import make_mesh, make_rules
+from selfreward_jax.core.mesh import make_mesh, make_rules, mesh_over
 from selfreward_jax.engine.generate import Engine
 from selfreward_jax.engine.sampling import SamplingSettings
 from selfreward_jax.engine.schedule import Request
 from selfreward_jax.engine.score import score_batch
 from selfreward_jax.llama.load import load_model
-from selfreward_jax.plan.shapes import Lengths, Plans, bytes_on_device, torus_mesh
+from selfreward_jax.plan.shapes import Lengths, Plans, bytes_on_device
 from selfreward_jax.stages.training import train_settings
 from selfreward_jax.stages.work import engine_settings
 from selfreward_jax.training import loop
@@ -48,7 +48,7 @@ def model(config):
 @pytest.fixture(scope="module")
 def plans(config, model):
     lengths = Lengths(PROMPT, INSTRUCTIONS)
-    return Plans(config, model.config, torus_mesh(MESH, jax.devices()), "cpu", 2.0**34, lengths)
+    return Plans(config, model.config, mesh_over(MESH, jax.devices()), "cpu", 2.0**34, lengths)
 
 
 def outline(tree):

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 from etils import epath
 
 from selfreward_jax import cli
+from selfreward_jax.core.interrupt import ASKED
 from selfreward_jax.core.metrics import MetricsLog
 from selfreward_jax.llama.load import load_model
 from tests import tiny
@@ -194,9 +196,10 @@ def test_a_run_asked_to_stop_saves_its_step_and_goes_on_from_it(data, cache, uni
 
 
 def assert_stops(process: Process, number: signal.Signals) -> None:
-    """The process ends after the signal with status 130, and says that it can go on."""
+    """The process ends after the signal with status 130; it says that it was heard, and that it can go on."""
     assert process.send(number) == 130, process.lines
-    assert process.lines[-2] == "selfreward: stopped; the same command goes on from here.\n"
+    assert process.lines.count(ASKED) == 1
+    assert re.fullmatch(r"selfreward: stopped, \d+\.\d s after the signal; the same .* goes on.*\n", process.lines[-2])
     assert not any("Traceback" in line for line in process.lines)
 
 

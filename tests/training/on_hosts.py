@@ -1,6 +1,8 @@
-"""One of two processes, of `test_training_on_hosts`: gradients, and checkpoints of and for other devices."""
+"""One of two processes, of `test_training_on_hosts`: gradients, checkpoints of and for other devices, a notice."""
 
+import signal
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ hosts.join()
 
 from selfreward_jax.core import watchdog  # noqa: E402
 from selfreward_jax.core.checkpoints import Checkpoints  # noqa: E402
+from selfreward_jax.core.interrupt import Interrupt  # noqa: E402
 from selfreward_jax.core.mesh import put_rows  # noqa: E402
 from selfreward_jax.llama.load import abstract_params  # noqa: E402
 from tests.engine.small_llama import GQA, small_model  # noqa: E402
@@ -43,7 +46,22 @@ def main(folder: epath.Path) -> None:
     if hosts.is_writer():
         leaves = jax.tree.leaves((found, restored))
         np.savez(folder / "found.npz", *leaves)
+    heed_the_notice()
     watchdog.leave(0)
+
+
+def heed_the_notice() -> None:
+    """A SIGTERM that JAX's own handler takes, in one process, stops both at the same look."""
+    interrupt, looks = Interrupt(), 1
+    assert not interrupt.agreed()
+    if jax.process_index() == 1:
+        signal.raise_signal(signal.SIGTERM)
+    while not interrupt.agreed():
+        looks += 1
+        assert looks < 2000
+        time.sleep(0.01)
+    assert len(set(multihost_utils.process_allgather(np.int32(looks)).tolist())) == 1
+    assert not interrupt.requested
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """Two processes train as one; none goes on alone; what was lost with one of them is made again bit for bit."""
 
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from etils import epath
 
 from selfreward_jax import cli
 from selfreward_jax.core.checkpoints import Checkpoints
+from selfreward_jax.core.interrupt import ASKED
 from selfreward_jax.llama.load import abstract_params, load_model
 from tests import tiny
 from tests.engine.small_llama import GQA, small_model
@@ -23,15 +26,16 @@ from tests.training.test_meshes import assert_close, on_one_device
 
 pytestmark = pytest.mark.slow
 
-POD = ["bash", str(tiny.ROOT / "launch" / "local_pod.sh"), "2"]
+POD = ["bash", str(tiny.ROOT / "launch" / "local_pod.sh")]
 # Each process writes down its number, so that a test can end it.
 NUMBERED = ["bash", "-c", 'echo $$ > "$0.$JAX_PROCESS_ID"; exec "$@"']
 
 
-def pod(words: list[str], cache: Path | None = None) -> subprocess.CompletedProcess[str]:
+def pod(words: list[str], cache: Path | None = None, processes=2, devices=1) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*POD, *words], cwd=tiny.ROOT, env=tiny.environment(cache), capture_output=True, text=True, timeout=280
-    )
+        [*POD, str(processes), "--devices", str(devices), *words],
+        cwd=tiny.ROOT, env=tiny.environment(cache), capture_output=True, text=True, timeout=280,
+    )  # fmt: skip
 
 
 def test_two_processes_compute_the_gradients_of_one_and_read_the_checkpoints_of_eight_devices(tmp_path):
@@ -85,7 +89,7 @@ class Started:
     def __init__(self, run: Path, words: list[str], cache: Path, scratch: Path):
         self.log, self._numbers = run / "m1" / "metrics.jsonl", scratch / "number"
         self._process = subprocess.Popen(
-            [*POD, *NUMBERED, str(self._numbers), *words], cwd=tiny.ROOT, env=tiny.environment(cache), text=True,
+            [*POD, "2", *NUMBERED, str(self._numbers), *words], cwd=tiny.ROOT, env=tiny.environment(cache), text=True,
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
         )  # fmt: skip
 
@@ -121,9 +125,19 @@ def test_one_process_asked_to_stop_stops_both_at_one_step_and_one_killed_ends_th
         pod_.signal(1, signal.SIGTERM)
         status, err = pod_.end(60)
     assert status == 130, err
-    assert [f"[{n}] selfreward: stopped; the same command goes on from here." in err for n in (0, 1)] == [True, True]
+    assert "[0] selfreward: stopped; the same command goes on from here." in err
+    assert re.search(
+        r"\[1\] selfreward: stopped, \d+\.\d s after the signal; the same command goes on from here\.", err
+    )
+    assert [f"[{n}] {ASKED}" in err for n in (0, 1)] == [False, True]
     steps = len(tiny.read_jsonl(run / "m1" / "metrics.jsonl"))
     assert [path.name for path in (run / "m1" / "checkpoints").iterdir()] == [str(steps)]
+
+    alone = tmp_path / "alone" / "run"
+    shutil.copytree(run, alone)
+    ended = pod(tiny.command(*tiny.arguments("sft", alone, data, CHANGES)), cache, processes=1, devices=2)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert_same_model(alone, uninterrupted)
 
     with Started(run, words, cache, tmp_path) as pod_:
         pod_.wait_for_step(max(7, steps + 2))

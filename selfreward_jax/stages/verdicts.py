@@ -6,16 +6,22 @@ none at all, from its distribution over the two letters, so that every verdict c
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
-from selfreward_jax.core.errors import UserError
+from selfreward_jax.core.errors import UserError, shorten
 from selfreward_jax.core.progress import say
-from selfreward_jax.core.rows import Prompt, Row, content_id, load_rows
+from selfreward_jax.core.rows import Prompt, Row, content_id, group_by, load_rows
 from selfreward_jax.core.tokens import Chat
 from selfreward_jax.engine.generate import Completion, Request
-from selfreward_jax.evals.answer_files import shorten
-from selfreward_jax.methods.pairwise import LABEL, PairwiseTemplate, parse_verdict
+from selfreward_jax.methods.pairwise import (
+    LABEL,
+    Outcome,
+    PairwiseTemplate,
+    combine,
+    order_preference,
+    parse_verdict,
+)
 from selfreward_jax.methods.score_slot import ScoreSlot, distribution
 from selfreward_jax.stages.judge import judge_sampling, needs_sampling, slot_requests
 from selfreward_jax.stages.sampling import read_artefact, sample_artefact, sampling_settings
@@ -27,6 +33,10 @@ SHOWN, SHOWN_CHARACTERS = 3, 160  # of a judge that gives none: its first output
 First = Literal["a", "b"]  # whose answer is shown first
 LETTERS = ("A", "B")
 PREFERS_FIRST = {"A": 1.0, "tie": 0.5, "B": 0.0}
+
+
+class NoVerdict(UserError):
+    """A judge from which no verdict can be had on any of the pairs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +97,7 @@ def judge_pairs(
       name: the judge's, for messages.
 
     Raises:
-      UserError: no verdict can be read, or nothing fits the judge's context.
+      NoVerdict: no verdict can be read, or nothing fits the judge's context.
     """
     c = work.config.judge
     inputs = {
@@ -129,7 +139,7 @@ def _ask(
     asked = _requests(chat, template, pairs, room)
     if not asked:
         if any(p.a != p.b for p in pairs):
-            raise UserError(
+            raise NoVerdict(
                 f"{name}: no two answers fit into its context of {work.context_of(judge)} tokens with a verdict of"
                 f" {c.max_new_tokens}; lower config.judge.max_new_tokens, or use another judge or --score=absolute."
             )
@@ -220,9 +230,9 @@ class _Watch:
             raise _unreadable(self._name, self._unread)
 
 
-def _unreadable(name: str, texts: Sequence[str]) -> UserError:
+def _unreadable(name: str, texts: Sequence[str]) -> NoVerdict:
     shown = "; ".join(shorten(text, SHOWN_CHARACTERS) for text in texts[:SHOWN])
-    return UserError(
+    return NoVerdict(
         f"{name}: none of its {len(texts)} verdicts can be read, they should end in [[A]] or [[B]]; the first: {shown}."
         " Use --config.judge.method=completion, which reads them from its distribution, --score=absolute or another"
         " judge."
@@ -236,3 +246,39 @@ def too_long(pairs: Sequence[AnswerPair], verdicts: Sequence[PairVerdict], title
     if left:
         say(f"{title}: {len(left)} of {len(pairs)} pairs are too long for the judge's context and are left out")
     return left
+
+
+@dataclasses.dataclass(frozen=True)
+class Decision:
+    """What the verdicts on a pair come to.
+
+    Attributes:
+      outcome: of A; None where it is missing.
+      orders: the preference for A's answer with A's shown first and with B's shown first; empty where no one was asked.
+      missing: why there is no outcome, or "".
+    """
+
+    outcome: Outcome | None
+    orders: tuple[float | None, ...] = ()
+    missing: str = ""
+
+
+def decide(pairs: Sequence[AnswerPair], verdicts: Sequence[PairVerdict], left: Collection[str]) -> list[Decision]:
+    """Who wins each pair; equal answers are a tie.
+
+    Args:
+      left: the prompts of pairs that are too long for the judge.
+    """
+    said = group_by(verdicts, lambda v: v.prompt_id)
+    made = []
+    for pair in pairs:
+        if pair.a == pair.b:
+            made.append(Decision("tie"))
+        elif pair.prompt.id in left:
+            made.append(Decision(None, missing="too_long"))
+        else:
+            own = said[pair.prompt.id]
+            orders = tuple(order_preference([v.prefers_a for v in own if v.first == first]) for first in ("a", "b"))
+            outcome = combine(*orders)
+            made.append(Decision(outcome, orders, "" if outcome else "unreadable"))
+    return made

@@ -1,0 +1,207 @@
+"""Which mesh, micro-batch, rematerialisation and cache go fastest on a machine and fit.
+
+All that a run could ask for is estimated by a few formulas, which need no compiler; the best of them are compiled,
+and the compiler's numbers decide. The formulas follow "How to Scale Your Model" (Austin et al. 2025), chapters 5
+and 7: a step is bound by its products, by the weights that are gathered, or by the activations that are summed.
+"""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from selfreward_jax.core.errors import UserError
+from selfreward_jax.llama.config import LlamaConfig
+from selfreward_jax.llama.params import full_shape, is_spec, param_specs
+from selfreward_jax.plan.compiled import Result
+from selfreward_jax.plan.machines import Machine
+
+SPARE = 0.85  # of the memory, at most, may be in use by the formulas
+LATENCY = 5e-6  # seconds of a small collective operation
+HEAD_CHUNK = {"tpu": 16384, "gpu": 8192, "cpu": 512}  # positions: below, the head's gradient is written too often
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A layout that could be.
+
+    Attributes:
+      changes: fields of the configuration.
+      seconds: estimated, of all work of one step of training, or of a decode step a row.
+      bytes: estimated, of a device's memory.
+    """
+
+    changes: dict[str, Any]
+    seconds: float
+    bytes: float
+
+    @property
+    def words(self) -> str:
+        """As the command line takes them."""
+        return " ".join(f"--config.{name}={value}" for name, value in self.changes.items())
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Of a model, in weights and in bytes a token of the cache, all devices together."""
+
+    layers: float
+    head: float
+    cache_token: float
+
+    @classmethod
+    def of(cls, model: LlamaConfig, cache_bytes: int) -> "Sizes":
+        specs = jax.tree.leaves(param_specs(model)["layers"], is_leaf=is_spec)
+        layers = sum(math.prod(full_shape(model, s)) for s in specs)
+        head = model.vocab_size * model.hidden_size
+        cache = 2 * model.num_layers * model.num_kv_heads * model.head_dim * cache_bytes
+        return cls(layers, head, cache)
+
+
+def _divisors(n: int) -> list[int]:
+    return [k for k in range(1, n + 1) if n % k == 0]
+
+
+def meshes(model: LlamaConfig, devices: int) -> Iterator[tuple[int, int, int]]:
+    """(data, fsdp, tensor) that the weights can be split over; tensor groups stay small, as their devices talk most."""
+    heads = math.gcd(model.num_heads, model.num_kv_heads)
+    for tensor in _divisors(devices):
+        fits = heads % tensor == 0 and model.intermediate_size % tensor == 0 and model.vocab_size % tensor == 0
+        if not fits:
+            continue
+        for fsdp in _divisors(devices // tensor):
+            if model.hidden_size % fsdp == 0:
+                yield devices // tensor // fsdp, fsdp, tensor
+
+
+def training(config: Any, model: LlamaConfig, machine: Machine, stage: str = "dpo") -> list[Candidate]:
+    """Layouts of a training step that should fit, fastest first."""
+    section, sizes = config[stage], Sizes.of(model, 2)
+    kinds = 2 if stage == "dpo" else 1
+    T = min(section.max_length, model.max_position_embeddings)
+    if stage == "dpo":
+        T = min(T, 512 + config.respond.max_new_tokens)
+    found = []
+    micro = [section.batch_size // n for n in _divisors(section.batch_size)]
+    for (data, fsdp, tensor), rows, remat in itertools.product(
+        meshes(model, machine.devices), micro, ("block", "dots")
+    ):
+        ways = data * fsdp
+        filled = math.ceil(rows * kinds / ways) * ways
+        seconds, size = _step(
+            model, sizes, machine, data, fsdp, tensor, filled // ways, T, remat, rows < section.batch_size
+        )
+        if size > SPARE * machine.chip.hbm_gib * 2**30:
+            continue
+        changes = {
+            "mesh.data": data, "mesh.fsdp": fsdp, "mesh.tensor": tensor,
+            f"{stage}.micro_batch_size": 0 if rows == section.batch_size else rows,
+            "training.remat": remat, "training.head_chunk": HEAD_CHUNK[machine.kind],
+        }  # fmt: skip
+        found.append(Candidate(changes, seconds * section.batch_size / rows, size))
+    return sorted(found, key=lambda c: c.seconds)
+
+
+def _step(
+    model: LlamaConfig, sizes: Sizes, machine: Machine, data: int, fsdp: int, tensor: int, rows: int, T: int,
+    remat: str, summed: bool,
+) -> tuple[float, float]:  # fmt: skip
+    """Seconds of a micro-batch and bytes of a device, for `rows` rows of T tokens on each device."""
+    tokens, D, L = rows * T, model.hidden_size, model.num_layers
+    passes = 4 if remat == "block" else 3  # forward, and twice that backward; once more what isn't kept
+    weights, everything = sizes.layers / tensor, sizes.layers + 2 * sizes.head
+    flops = 2 * passes * tokens * (weights + sizes.head / tensor)
+    flops += passes * 2 * L * model.num_heads * model.head_dim * T * tokens / tensor
+    matrix = flops / (machine.chip.tflops * 1e12)
+    link = machine.chip.link_gbps * 1e9 * (2 if machine.chip.dimensions else 1)
+    gathered = (2 * 2 + 4) * weights if remat == "block" else (2 + 2 + 4) * weights
+    sent = gathered * (fsdp - 1) / fsdp + (4 * weights / fsdp * 2 if data > 1 else 0)
+    sent += 2 * (passes + 2) * L * tokens * D * 2 * (tensor - 1) / tensor
+    state = 4 * (4 if summed else 3) * everything / (fsdp * tensor) + 4 * everything / (fsdp * tensor)
+    kept = L * tokens * D * 2
+    if remat == "dots":
+        wide = (model.num_heads + 2 * model.num_kv_heads) * model.head_dim + 2 * model.intermediate_size
+        kept += L * tokens * (wide / tensor + 2 * D) * 2
+    working = tokens * (6 * D + 4 * model.intermediate_size / tensor) * 2 + 3 * weights / L * 2
+    head = 4 * sizes.head / tensor * 2
+    # What is bound by one has the other beside it, though never quite.
+    slow, fast = max(matrix, sent / link), min(matrix, sent / link)
+    return slow + 0.2 * fast, state + kept + working + head
+
+
+def sampling(config: Any, model: LlamaConfig, machine: Machine) -> list[Candidate]:
+    """Sizes of a model's replica and of the cache that should fit, most tokens a second first."""
+    sizes = Sizes.of(model, 2)
+    answers = config.prompts.count * config.respond.n
+    prompt, new = 512, config.respond.max_new_tokens
+    found = []
+    for tensor in _divisors(machine.devices):
+        if model.num_heads % tensor or model.intermediate_size % tensor or model.vocab_size % tensor:
+            continue
+        replicas = machine.devices // tensor
+        split = tensor if model.num_kv_heads % tensor == 0 else 1
+        weights = 2 * (sizes.layers + 2 * sizes.head) / tensor
+        resident = weights + 4 * (sizes.layers + 2 * sizes.head) / machine.devices
+        row = sizes.cache_token / split * (new + prompt / config.respond.n)
+        most = int((SPARE * machine.chip.hbm_gib * 2**30 - resident) / row)
+        for rows in (2**n for n in range(2, 11)):
+            # So many at a time that the last ones, which wait for the longest answers, are a small part.
+            if rows > most or rows * replicas > max(answers / 4, replicas * 4):
+                continue
+            moved = weights + rows * row / 2  # half of its tokens, on average
+            flops = 2 * rows * (sizes.layers + sizes.head) / tensor
+            step = max(moved / (machine.chip.hbm_gbps * 1e9), flops / (machine.chip.tflops * 1e12))
+            step += 2 * model.num_layers * LATENCY if tensor > 1 else 0
+            changes = {"generation.tensor": tensor, "generation.slots": rows * replicas}
+            found.append(Candidate(changes, step / (rows * replicas), resident + rows * row))
+    return sorted(found, key=lambda c: c.seconds)
+
+
+def unlike(candidates: Sequence[Candidate], most: int, names: Sequence[str]) -> list[Candidate]:
+    """The first of them that differ in at least one of these fields."""
+    taken: dict[tuple, Candidate] = {}
+    for c in candidates:
+        taken.setdefault(tuple(c.changes.get(name) for name in names), c)
+    return list(taken.values())[:most]
+
+
+@dataclasses.dataclass(frozen=True)
+class Tried:
+    """A candidate with what the compiler found; `result` is None where its sizes can't be laid out, `why` says so."""
+
+    candidate: Candidate
+    result: Result | None
+    why: str = ""
+
+    @property
+    def seconds(self) -> float:
+        """A training step's or a decoded row's, at full speed; infinite where it does not fit."""
+        if self.result is None or self.result.too_big or not self.result.seconds:
+            return math.inf
+        # The slowest bound, and a share of the others: of two that are bound alike the lighter one is to be had.
+        others = sum(self.result.seconds.values()) - self.result.roofline
+        return (self.result.roofline + 0.2 * others) * self.calls
+
+    @property
+    def calls(self) -> float:
+        """Of the program, for the work that is compared."""
+        p = self.result.planned if self.result else None
+        return 1 / p.tokens if p and p.tokens else 1.0
+
+
+def try_out(candidates: Sequence[Candidate], compiled: Callable[[Mapping[str, Any]], Result]) -> list[Tried]:
+    """Compiles candidates; best first.
+
+    Args:
+      compiled: from changes of the configuration to the program that counts.
+    """
+    tried = []
+    for candidate in candidates:
+        try:
+            tried.append(Tried(candidate, compiled(candidate.changes)))
+        except UserError as error:
+            tried.append(Tried(candidate, None, str(error)))
+    return sorted(tried, key=lambda t: t.seconds)
