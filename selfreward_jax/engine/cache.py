@@ -21,6 +21,7 @@ from selfreward_jax.llama.config import LlamaConfig
 
 OWN_BLOCK = 128  # positions of a block of generated tokens
 PROMPT_BLOCK = 256  # and of prompt tokens; where all are shorter, one block holds a prompt
+CACHE_SHARE = 0.9  # of what the weights leave of an accelerator's memory; the rest is for what programs hold meanwhile
 
 
 def round_up(size: int, multiple: int) -> int:
@@ -130,7 +131,7 @@ def default_budget(weight_bytes: int, device: Any) -> int:
     """
     stats = device.memory_stats() if device.platform != "cpu" else None
     if stats and stats.get("bytes_limit"):
-        return int(0.9 * (stats["bytes_limit"] - weight_bytes))
+        return int(CACHE_SHARE * (stats["bytes_limit"] - weight_bytes))
     return machine_bytes() // 4
 
 

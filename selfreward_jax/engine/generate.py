@@ -9,6 +9,7 @@ interruption has a say in what comes out.
 import collections
 import dataclasses
 import functools
+import math
 from collections.abc import Iterator, Sequence, Set
 from typing import Any
 
@@ -142,6 +143,8 @@ class Engine:
         if self.settings.cache_gib:
             return int(self.settings.cache_gib * 2**30)
         weights = sum(x.nbytes for x in jax.tree.leaves(self.weights)) // self.mesh.shape[TENSOR]
+        trained = jax.tree.leaves(self.model.params)  # they stay, in the layout of training
+        weights += sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in trained)
         return default_budget(weights, self.mesh.devices.flat[0])
 
     def plan(self, requests: Sequence[Request], samples: int, new_tokens: int) -> CachePlan:

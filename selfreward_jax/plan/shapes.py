@@ -14,7 +14,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from selfreward_jax.core.losses import loss_settings
 from selfreward_jax.core.mesh import make_rules, replicated, row_ways
 from selfreward_jax.engine import programs
-from selfreward_jax.engine.cache import CachePlan, blocks_for, machine_bytes, padded_length, plan_cache, round_up
+from selfreward_jax.engine.cache import (
+    CACHE_SHARE,
+    CachePlan,
+    blocks_for,
+    machine_bytes,
+    padded_length,
+    plan_cache,
+    round_up,
+)
 from selfreward_jax.engine.layout import REPLICA, reshard, sampling_mesh, weight_shardings
 from selfreward_jax.engine.regions import Attention, Region, choose_attention, region_shapes
 from selfreward_jax.engine.run import STEPS, prefill_width
@@ -32,8 +40,6 @@ from selfreward_jax.training.objectives import SFT, make_objective
 from selfreward_jax.training.optimizer import make_optimizer, state_shardings
 from selfreward_jax.training.packing import Layout, micro_batches
 from selfreward_jax.training.throughput import train_flops
-
-CACHE_SHARE = 0.9  # of what weights leave of a device's memory, as `engine.cache.default_budget` takes
 
 
 @dataclasses.dataclass(frozen=True)
