@@ -10,7 +10,7 @@ from selfreward_jax.plan.machines import Machine
 
 # Share of the roofline's speed that a program is expected to reach. Training: what one published figure leaves, see
 # docs/tpu.md; decoding: what ours reaches on a CPU (docs/engine.md).
-TRAINING, SAMPLING = 0.75, 0.6
+TRAINING, SAMPLING = 0.8, 0.6
 
 
 @dataclasses.dataclass(frozen=True)
