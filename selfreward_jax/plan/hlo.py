@@ -199,7 +199,7 @@ def costs(text: str, rounds_of: Mapping[str, int] | None = None) -> Costs:
       rounds_of: for loops whose rounds aren't written down, by a part of the name of the operation they come from.
     """
     program, total = Program(text), Costs()
-    seen: set[tuple[str, str]] = set()
+    collectives: dict[str, Collective] = {}
 
     def visit(name: str, times: int, outer: str, inside: bool) -> None:
         ops = program.computations[name]
@@ -208,10 +208,10 @@ def costs(text: str, rounds_of: Mapping[str, int] | None = None) -> Costs:
                 total.flops += times * _flops(program, name, op, total)
             if (kind := op.code.removesuffix("-start")) in COLLECTIVES:
                 channel = re.search(r"channel_id=(\d+)", op.rest)
-                key = (outer, channel[1] if channel else op.name)
-                if key not in seen:  # a TPU's asynchronous ones appear once for each piece of them
-                    seen.add(key)
-                    total.collectives.append(_collective(program, name, op, kind, times))
+                key = channel[1] if channel else f"{outer} {op.name}"
+                # A TPU's asynchronous ones appear once for each piece, in loops inside of the one they are done in too.
+                if key not in collectives or times < collectives[key].times:
+                    collectives[key] = _collective(program, name, op, kind, times)
             if op.code == "while":
                 count = rounds(program, op)
                 if count is None:
@@ -240,6 +240,7 @@ def costs(text: str, rounds_of: Mapping[str, int] | None = None) -> Costs:
                             total.largest[op.name] = array
 
     visit(program.entry, 1, program.entry, False)
+    total.collectives = list(collectives.values())
     keep = sorted(total.largest.items(), key=lambda item: -item[1].bytes)[:12]
     total.largest = {_source(_find(program, name)) + f" ({name})": array for name, array in keep}
     return total

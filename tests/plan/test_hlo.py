@@ -111,6 +111,36 @@ def test_what_is_sent_around_a_ring():
     assert sent == {"all-gather": 512 * 3 / 4, "all-reduce": 2 * 512 * 3 / 4, "collective-permute": 512}
 
 
+def test_the_pieces_of_one_collective_are_one():
+    """A TPU's program has an asynchronous gather wherever a piece of it is waited for, in inner loops as well."""
+    gather = "%gather.{0} = f32[8,8]{{1,0}} all-gather(%x), channel_id=7, replica_groups=[1,4]<=[4], dimensions={{0}}"
+    text = """
+%body (s: (s32[], f32[2,8])) -> (s32[], f32[2,8]) {
+  %s = (s32[], f32[2,8]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%s), index=0
+  %x = f32[2,8]{1,0} get-tuple-element(%s), index=1
+  %one = s32[] constant(1)
+  %next = s32[] add(%i, %one)
+  GATHER1
+  ROOT %out = (s32[], f32[2,8]{1,0}) tuple(%next, %x)
+}
+%condition (s: (s32[], f32[2,8])) -> pred[] {
+  %s = (s32[], f32[2,8]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%s), index=0
+  %n = s32[] constant(16)
+  ROOT %less = pred[] compare(%i, %n), direction=LT
+}
+ENTRY %main (x: f32[2,8], p: (s32[], f32[2,8])) -> (s32[], f32[2,8]) {
+  %x = f32[2,8]{1,0} parameter(0)
+  %p = (s32[], f32[2,8]{1,0}) parameter(1)
+  GATHER2
+  ROOT %w = (s32[], f32[2,8]{1,0}) while(%p), condition=%condition, body=%body
+}
+""".replace("GATHER1", gather.format(1)).replace("GATHER2", gather.format(2))
+    (only,) = costs(text).collectives
+    assert only.times == 1 and only.bytes == 4 * 64
+
+
 def naive(left, right, out, stride, low, dilate):
     """Along one axis: how often an output and a place of the window meet an element."""
     return sum(
