@@ -1,7 +1,8 @@
 """`selfreward plan`, whole: tables and JSON for a machine that isn't here, and one line for what can't be planned."""
 
-import importlib.util
 import json
+import sys
+import types
 
 import pytest
 
@@ -63,7 +64,25 @@ def test_what_can_not_be_planned_is_told_in_a_line(more, told, capsys):
     assert err.startswith("selfreward: ") and told in err
 
 
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="the TPU compiler is installed")
-def test_the_compiler_that_is_missing_is_named(capsys):
+def test_the_compiler_that_is_missing_is_named(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "libtpu", None)
     assert cli.main(words("--topology=v5e:2x2")) == 2
     assert "pip install 'selfreward_jax[tpu]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("ABORTED: Internal error when accessing libtpu multi-process lockfile.", "in use by another process"),
+        ("INVALID_ARGUMENT: Topology layout is not divisible", "the TPU compiler does not know it"),
+    ],
+)
+def test_what_the_compiler_refuses_is_told_in_a_line(said, told, capsys, monkeypatch):
+    def refuse(**_):
+        raise RuntimeError(said)
+
+    monkeypatch.setitem(sys.modules, "libtpu", types.ModuleType("libtpu"))
+    monkeypatch.setattr("jax.experimental.topologies.get_topology_desc", refuse)
+    assert cli.main(words("--topology=v5e:2x2", "--config.mesh.fsdp=4")) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert told in line and said in line
