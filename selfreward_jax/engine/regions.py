@@ -88,6 +88,7 @@ def _store(region: jax.Array, made: jax.Array, entries_DP: jax.Array, axis: int)
     return put(region.reshape(B, D, X // D, *region.shape[2:]), made, entries_DP).reshape(region.shape)
 
 
+@jax.named_scope("attention")
 def attend_prompts(
     config: LlamaConfig,
     q_PTKGE: jax.Array,
@@ -112,6 +113,7 @@ def attend_prompts(
     return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False)(*arrays)
 
 
+@jax.named_scope("attention")
 def attend_rows(config: LlamaConfig, q_XQKGE: jax.Array, region: Region, lengths_X: jax.Array) -> Partial:
     """Attention of queries over the first `lengths_X` positions of their row; leaves are [X, Q, K, G, .]."""
     if isinstance(region, KV):
@@ -128,6 +130,7 @@ def attend_rows(config: LlamaConfig, q_XQKGE: jax.Array, region: Region, lengths
     return run(q_XQKGE, region, lengths_X)
 
 
+@jax.named_scope("attention")
 def append_and_attend(
     config: LlamaConfig,
     q_RKGE: jax.Array,
