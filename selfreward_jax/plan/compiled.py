@@ -10,7 +10,8 @@ import jax
 
 from selfreward_jax.plan.hlo import Array, Collective, costs
 from selfreward_jax.plan.machines import Machine
-from selfreward_jax.plan.shapes import Planned
+from selfreward_jax.plan.shapes import Planned, bytes_on_device
+from selfreward_jax.plan.values import largest_values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Result:
       counts: how often each kind is done.
       seconds: of a call by what bounds it, `matrix`, `hbm` and `ici`, as if each were alone and at its full speed.
       too_big: why it doesn't fit, "" if it does.
-      largest: the largest arrays, (source, shape, bytes).
+      largest: the largest arrays, (source, shape, bytes); of a program that was refused, of all devices together.
       notes: what could not be counted.
       text: the compiled program's; "" if it didn't fit.
     """
@@ -66,7 +67,7 @@ def compile_planned(planned: Planned, machine: Machine) -> Result:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        return _refused(planned, str(error), time.perf_counter() - begun)
+        return _refused(planned, machine, str(error), time.perf_counter() - begun)
     text, stats = compiled.as_text(), compiled.memory_analysis()
     seconds = time.perf_counter() - begun
     found = costs(text, planned.rounds)
@@ -111,25 +112,20 @@ def _seconds(flops: float, moved: float, collectives: list[Collective], planned:
     }
 
 
-_NEEDED = re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", re.I)
-_LARGE = re.compile(r"Size: ([\d.]+)([KMGT]?)B?\s*\n(.*?)(?=\n\s*\d+\. Size:|\Z)", re.S)
+_NEEDED = re.compile(r"\(([\d.]+)([KMGT]?)\) exceeds available HBM|Used ([\d.]+)([KMGT]?) of", re.I)
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
-def _refused(planned: Planned, message: str, seconds: float) -> Result:
-    """What the compiler said of a program that can't fit."""
-    found = _NEEDED.search(message)
-    too_big = f"needs {found[1]}{found[2]} of {found[3]}{found[4]}iB" if found else message.splitlines()[0][:200]
-    largest = []
-    for size, unit, about in _LARGE.findall(message):
-        name, shape = re.search(r'op_name="([^"]*)"', about), re.search(r"Shape: (\S+)", about)
-        arrays = shape[1].split("{")[0] if shape else ""
-        largest.append((name[1] if name else "", arrays, float(size) * _UNITS[unit.upper()]))
-    need = float(found[1]) * _UNITS[found[2].upper()] if found else 0.0
-    rest = max(0.0, need - sum(planned.kinds.values()))
-    return Result(
-        planned, planned.kinds | {"temporaries": rest}, 0.0, 0.0, {}, {}, {}, too_big, largest[:12], [], seconds
-    )
+def _refused(planned: Planned, machine: Machine, message: str, seconds: float) -> Result:
+    """What the compiler said of a program that can't fit, and what is large in it."""
+    found = next((m for m in _NEEDED.finditer(message)), None)
+    size, unit = [g for g in found.groups() if g is not None] if found else ("0", "")
+    need = float(size) * _UNITS[unit.upper()]
+    said = f"the program alone needs {need / 2**30:.2f} GiB of {machine.chip.hbm_gib:.2f} GiB"
+    too_big = said if found else message.splitlines()[0][:200]
+    rest = max(0.0, need - bytes_on_device([x for x in jax.tree.leaves(planned.arguments) if hasattr(x, "sharding")]))
+    memory = planned.kinds | ({"temporaries": rest} if rest else {})
+    return Result(planned, memory, 0.0, 0.0, {}, {}, {}, too_big, largest_values(planned), [], seconds)
 
 
 def as_json(result: Result) -> dict[str, Any]:

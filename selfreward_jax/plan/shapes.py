@@ -80,6 +80,10 @@ class Planned:
     mesh: Mesh
     rounds: dict[str, int] = dataclasses.field(default_factory=dict)
 
+    def trace(self):
+        with jax.set_mesh(self.mesh):
+            return self.function.trace(*self.arguments, **self.static)
+
     def lower(self):
         with jax.set_mesh(self.mesh):
             return self.function.lower(*self.arguments, **self.static)

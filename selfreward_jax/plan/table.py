@@ -141,7 +141,8 @@ def show(results: Sequence[Result], parts: Sequence[Part], machine: Machine, pri
             console.print(table)
     for r in results:
         if r.too_big:
-            console.print(f"{r.planned.name} does not fit: {r.too_big}. Its largest arrays:")
+            where = " (GiB on a device)" if r.seconds else " (GiB on all devices together)"
+            console.print(f"{r.planned.name} does not fit: {r.too_big}. Its largest arrays{where}:")
             for source, array, size in r.largest[:8]:
                 console.print(f"  {gib(size):>6} GiB  {array}  {source}", markup=False)
     if parts:

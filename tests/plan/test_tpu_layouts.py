@@ -5,6 +5,7 @@ import os
 
 import pytest
 
+from selfreward_jax import cli
 from selfreward_jax.core.config import load_config
 from selfreward_jax.core.mesh import mesh_over, mesh_sizes
 from selfreward_jax.llama.known import shape_of
@@ -59,3 +60,11 @@ def test_a_dpo_step_compiles_and_fits_with_room_to_spare(name, where):
                 if vocabulary & set(array.shape):
                     others = array.size // max(vocabulary & set(array.shape))
                     assert T not in array.shape and others != rows * T, (op.name, array)
+
+
+def test_what_is_too_big_is_a_result_with_its_largest_arrays(capsys):
+    words = [f"--config={ROOT}/configs/llama3_8b.py", "--topology=v5e:2x2", "--config.mesh.fsdp=4", "--stages=reshard"]
+    assert cli.main(["plan", *words, "--config.generation.tensor=1", "--config.model.dtype=float32"]) == 0
+    shown = capsys.readouterr().out
+    assert "TOO BIG" in shown and "reshard does not fit: the program alone needs" in shown
+    assert "GiB  float32[4096,2,14336]" in shown  # a layer's half of the MLP, as sampling wants it
