@@ -1,5 +1,6 @@
 """Eight simulated CPU devices for every test, and programs that compile in half the time; set before jax starts."""
 
+import collections
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -12,6 +13,12 @@ os.environ["XLA_FLAGS"] = " ".join(
 )
 
 import pytest
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Modules with the most slow tests first, so that no worker ends long after the others."""
+    slow = collections.Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(scope="module", autouse=True)

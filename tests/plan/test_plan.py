@@ -7,6 +7,9 @@ import types
 import pytest
 
 from selfreward_jax import cli
+from selfreward_jax.llama.known import shape_of
+from selfreward_jax.llama.load import read_config
+from selfreward_jax.llama.params import count_params
 from tests import tiny
 
 
@@ -14,28 +17,37 @@ def words(*more):
     return ["plan", f"--config={tiny.BASE}", "--config.model.path=models/SmolLM2-135M", *more]
 
 
-@pytest.mark.slow
 def test_a_run_is_planned_whole(tmp_path):
-    """In a process of its own, which has not looked for devices yet. The model isn't here; its name is known."""
-    out = tmp_path / "plan.json"
+    """In a process of its own, which has not looked for devices yet."""
+    out, model = tmp_path / "plan.json", tiny.make_model(tmp_path / "model")
     done = tiny.run_command(
-        *words(f"--output={out}", "--topology=gpu:2xh100", "--config.model.dtype=bfloat16", "--price=2"),
-        "--config.dpo.max_length=256", "--config.sft.max_length=256", "--config.respond.max_new_tokens=64",
-        "--config.generation.slots=8", "--config.generation.cache_gib=1", "--config.training.remat=none",
-        "--prompt_tokens=64", "--config.dpo.micro_batch_size=4",
+        "plan", f"--config={tiny.BASE}", f"--config.model.path={model}", f"--output={out}", "--topology=gpu:2xh100",
+        "--price=2", "--config.respond.max_new_tokens=64", "--config.generation.slots=8",
+        "--config.generation.cache_gib=1", "--config.training.remat=none", "--config.dpo.micro_batch_size=4",
+        "--config.sft.max_length=128", "--config.dpo.max_length=128", "--instruction_tokens=64",
+        "--prompt_tokens=64",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    for told in ("dpo gradients", "KV cache", "all-gather", "chip-hours", "USD", "judgements of 160 tokens"):
+    for told in ("dpo gradients", "temporaries", "all-gather", "chip-hours", "USD", "judgements of 160 tokens"):
         assert told in done.stdout
     facts = json.loads(out.read_text())
     assert facts["chips"] == 2 and facts["mesh"] == {"data": 1, "fsdp": 2, "tensor": 1}
     programs = {p["program"]: p for p in facts["programs"]}
     parameters = programs["dpo gradients"]["memory"]["parameters"]
-    assert parameters == pytest.approx(4 * 134_515_008 / 2, rel=0.001)  # float32, split over two devices
-    assert programs["dpo update"]["memory"]["optimizer"] == pytest.approx(2 * parameters, rel=0.001)
-    # 6 per weight and token, and a little attention; embedding and head once each way.
+    whole = count_params(read_config(str(model)))
+    assert parameters == pytest.approx(4 * whole / 2, rel=0.01)  # float32, split over two devices
+    assert programs["dpo update"]["memory"]["optimizer"] == pytest.approx(2 * parameters, rel=0.01)
     assert programs["dpo gradients"]["flops"] >= 0.95 * programs["dpo gradients"]["model_flops"] / 2
+    assert programs["decode, answers"]["memory"]["KV cache"] > 0
     assert all(stage["seconds"] > 0 for stage in facts["iteration"])
+
+
+@pytest.mark.parametrize(
+    ("path", "billions"),
+    [("models/Llama-3.1-8B-Instruct", 8.030), ("x/Llama-2-70b-hf/", 68.977), ("Llama-3.2-1B", 1.236)],
+)
+def test_public_models_are_known_by_their_names(path, billions):
+    assert count_params(shape_of(path)) / 1e9 == pytest.approx(billions, abs=0.001)
 
 
 @pytest.mark.parametrize(
