@@ -17,4 +17,4 @@ export JAX_PLATFORMS=cpu
 ruff check .
 ruff format --check .
 pyright
-python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@" # a worker a core; most of the time goes to compiling
+python -m pytest -n 3 --dist loadfile --no-loadscope-reorder "$@" # for two cores: workers wait now and then
