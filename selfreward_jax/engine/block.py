@@ -23,6 +23,9 @@ AXES = {
     "gate_up_bias": (None, "mlp"),
     "down": ("mlp", None),
 }  # logical names of the axes along which the weights of a layer are split; the rest are whole
+# The axes from the outermost to the innermost in a TPU's memory, where its compiler wants another order than they are
+# written in: it would copy such a weight at every call.
+TPU_ORDER = {"qkv": (1, 2, 3, 0), "gate_up": (1, 0, 2)}
 
 
 def fuse(config: LlamaConfig, layer: Params) -> Params:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
+from jax.experimental.layout import Format, Layout
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from selfreward_jax.core.errors import UserError
@@ -60,8 +61,14 @@ def _to_sampling(config: LlamaConfig, dtype, params: Params) -> Params:
     return cast | {"layers": layers}
 
 
+def _in_order(mesh: Mesh, name: str, sharding: NamedSharding) -> NamedSharding | Format:
+    """With the order of the axes in memory, where the devices want one of their own."""
+    order = block.TPU_ORDER.get(name) if mesh.devices.flat[0].platform == "tpu" else None
+    return Format(Layout(order), sharding) if order else sharding
+
+
 def weight_shardings(config: LlamaConfig, params: Params, mesh: Mesh, dtype) -> Params:
-    """Of every weight in the sampling layout.
+    """Of every weight in the sampling layout; a `Format` where its axes' order in memory is given too.
 
     Raises:
       UserError: a weight can't be split over the tensor devices.
@@ -72,7 +79,7 @@ def weight_shardings(config: LlamaConfig, params: Params, mesh: Mesh, dtype) -> 
         name: _sharding(specs[name].axes, x.shape, config, mesh, name) for name, x in shapes.items() if name != "layers"
     }
     layer = {
-        name: _sharding(block.AXES.get(name, (None,) * x.ndim), x.shape, config, mesh, name)
+        name: _in_order(mesh, name, _sharding(block.AXES.get(name, (None,) * x.ndim), x.shape, config, mesh, name))
         for name, x in shapes["layers"][0].items()
     }
     return whole | {"layers": [layer] * config.num_layers}

@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.layout import Format, Layout
 
 from selfreward_jax.core.errors import UserError
+from selfreward_jax.engine import block, layout
 from selfreward_jax.engine.generate import Engine, EngineSettings, Reading, check_requests
 from selfreward_jax.engine.sampling import SamplingSettings, keys_at, sample
 from selfreward_jax.engine.schedule import Request, sample_key, shared_prefix
@@ -161,6 +163,16 @@ def test_heads_that_the_tensor_devices_can_not_share_are_kept_whole_on_each_with
     engine = Engine(small_model(VARIANTS["tied_mqa"], data=8), dataclasses.replace(TINY, slots=8, tensor=2))
     assert "1 K/V heads can't be split over 2 tensor devices" in capfd.readouterr().err
     assert tokens(run(engine, PLAIN)) == tokens(run(Engine(one, TINY), PLAIN))
+
+
+def test_the_order_of_the_weights_in_memory_does_not_change_what_is_sampled(sampled, monkeypatch):
+    """On TPU it is another; here it is forced."""
+    orders = block.TPU_ORDER
+    in_order = lambda mesh, name, lay: Format(Layout(orders[name]), lay) if name in orders else lay  # noqa: E731
+    monkeypatch.setattr(layout, "_in_order", in_order)
+    engine = Engine(small_model(data=2, tensor=2), TINY)
+    assert engine.weights["layers"][0]["gate_up"].format.layout.major_to_minor == (1, 0, 2)
+    assert tokens(run(engine, PLAIN)) == tokens(sampled)
 
 
 PALLAS = dataclasses.replace(TINY, attention="pallas")  # interpreted on this machine
