@@ -34,4 +34,4 @@ def score_last(run: Run, model: ModelRef) -> None:
         return
     prompts = load_rows(run.root / f"m{t}" / "prompts.jsonl", Prompt)
     responses = respond(run, f"m{t}/eval", model, prompts)
-    judge(run, f"m{t}/eval", run.grader(model), prompts, responses)
+    judge(run, f"m{t}/eval", run.grader(model), prompts, responses, must_score=False)

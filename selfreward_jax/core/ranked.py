@@ -211,6 +211,8 @@ def _parse_row(row: Row, held_out: bool) -> _Row:
         order = sorted({score for _, _, score in answers if score is not None}, reverse=True)
         answers = [(text, None if s is None else float(order.index(s)), s) for text, _, s in answers]
     lang = row.get("lang")
+    if not isinstance(lang, str | None):
+        raise ValueError(f"lang must be text, not {lang!r}")
     return _Row(as_messages(row["prompt"]), tuple((text, rank) for text, rank, _ in answers), lang, held_out)
 
 

@@ -140,14 +140,18 @@ def _parse_lines(path: epath.Path, parse: Callable[[Row], T]) -> Iterator[T]:
 def _from_json(line: str) -> Any:
     row = json.loads(line)
     if "\\ud" in line.lower():
-        try:
-            json.dumps(row, ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            # Neither a tokenizer nor a file takes it; here the line is still known.
-            raise ValueError("half of a surrogate pair (\\ud...) stands alone, which is no character") from None
+        check_characters(row)
     if not isinstance(row, dict):
         raise ValueError(f"expected a JSON object, found {type(row).__name__}")
     return row
+
+
+def check_characters(row: Any) -> None:
+    """Raises `ValueError` for text that neither a tokenizer nor a file takes, while its place is still known."""
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError("half of a surrogate pair (\\ud...) stands alone, which is no character") from None
 
 
 def parse_row(row: Any, parse: Callable[[Any], T], where: str) -> T:

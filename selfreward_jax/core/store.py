@@ -157,8 +157,12 @@ class Manifest:
         self.path = root / "manifest.jsonl"
         self._entries: dict[str, Row] = {}
         if self.path.exists():
-            lines = self.path.read_text().split("\n")
-            self._entries = {row["artefact"]: row for row in (json.loads(line) for line in lines if line)}
+            for number, line in enumerate(self.path.read_text().split("\n"), 1):
+                try:
+                    row = json.loads(line) if line else None
+                    self._entries |= {row["artefact"]: row} if row else {}
+                except (ValueError, KeyError, TypeError):
+                    raise UserError(f"{self.path}:{number}: not a line of a manifest; restore it.") from None
 
     def entry(self, artefact: str) -> Row | None:
         return self._entries.get(artefact)

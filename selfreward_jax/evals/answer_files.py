@@ -9,7 +9,16 @@ from etils import epath
 
 from selfreward_jax.core.errors import UserError, shorten
 from selfreward_jax.core.progress import say
-from selfreward_jax.core.rows import Prompt, Row, as_messages, content_id, last_request, parse_row, read_jsonl
+from selfreward_jax.core.rows import (
+    Prompt,
+    Row,
+    as_messages,
+    check_characters,
+    content_id,
+    last_request,
+    parse_row,
+    read_jsonl,
+)
 
 T = TypeVar("T")
 Messages = tuple[dict[str, str], ...]
@@ -55,7 +64,12 @@ def read_rows(path: str, parse: Callable[[Row], T], what: str) -> list[T]:
         raise UserError(f"{path}: not valid JSON ({error}); name it .jsonl if it has an object a line.") from None
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise UserError(f"{path}: should hold {what}, a JSON array of objects.")
-    return [parse_row(row, parse, f"{path}: item {n}") for n, row in enumerate(rows, 1)]
+
+    def checked(row: Row) -> T:
+        check_characters(row)
+        return parse(row)
+
+    return [parse_row(row, checked, f"{path}: item {n}") for n, row in enumerate(rows, 1)]
 
 
 def load_questions(path: str) -> list[Question]:
@@ -148,7 +162,7 @@ def _shown_answer(answer: Answer) -> str:
 
 
 def _question(messages: Messages, row: Row) -> Question:
-    return Question(Prompt(content_id(messages), messages, "file"), _category(row), str(row.get("id") or ""))
+    return Question(Prompt(content_id(messages), messages, "file"), _category(row), _id(row))
 
 
 def _asked(row: Mapping) -> Messages:
@@ -161,7 +175,11 @@ def _asked(row: Mapping) -> Messages:
 def _answer(row: Row) -> Answer:
     messages = None if "id" in row and "prompt" not in row and "instruction" not in row else _asked(row)
     text = _text(row, "output" if "output" in row and "response" not in row else "response")
-    return Answer(messages, str(row.get("id") or ""), _category(row), text)
+    return Answer(messages, _id(row), _category(row), text)
+
+
+def _id(row: Row) -> str:
+    return "" if row.get("id") is None else str(row["id"])
 
 
 def _category(row: Row) -> str:

@@ -5,11 +5,13 @@ was stopped goes on where it was, and one whose inputs have not changed is not d
 """
 
 import json
+import re
 from typing import Any
 
 from etils import epath
 from ml_collections import ConfigDict
 
+from selfreward_jax.core.config import differences
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.interrupt import Interrupt
 from selfreward_jax.core.store import Journal, local_path, write_atomic
@@ -17,6 +19,13 @@ from selfreward_jax.core.tokens import Chat
 from selfreward_jax.llama.config import LlamaConfig
 from selfreward_jax.llama.load import MODEL_FILE, Model, load_chat, load_model
 from selfreward_jax.stages.work import ModelRef, Work
+
+
+def model_name(path: str) -> str:
+    """How files call a model by default: the last part of its path, with the run's for one of a run."""
+    parts = [part for part in re.split(r"[/:]", path.rstrip("/")) if part not in ("", ".", "..")]
+    kept = parts[-2:] if re.fullmatch(r"m\d+", parts[-1]) else parts[-1:]
+    return re.sub(r"[^\w.-]", "-", "-".join(kept).removesuffix(".gguf"))
 
 
 class Desk(Work):
@@ -30,14 +39,32 @@ class Desk(Work):
             model at `model.path` alone, a run's M0.
 
         Raises:
-          UserError: the folder holds other things.
+          UserError: the folder holds other things, or is a run's.
         """
         path = local_path(root)
+        if (path / "config.json").exists():
+            raise UserError(f"--output={path}: is a run's folder; choose another, such as {path / 'eval' / 'mine'}.")
         if path.exists() and (not path.is_dir() or any(path.iterdir())) and not (path / "manifest.jsonl").exists():
             raise UserError(f"--output={path}: not empty and not an evaluation; choose a new folder.")
         super().__init__(root, config, interrupt)
         self._adapters: dict[str, str] = {}  # of a run's M0, by the path of what it is merged into
         self._words: dict[str, tuple[LlamaConfig, Chat]] = {}
+
+    def claim(self, result: str, settings: dict[str, Any]) -> None:
+        """Refuses to put results beside, or in place of, those of other settings; before anything is made.
+
+        Args:
+          result: the name of a file of results, in the folder or in folders of it.
+          settings: what all results of the folder share; they stand in the results' inputs as `settings`.
+        """
+        for entry in self.manifest.artefacts():
+            if entry["artefact"].rpartition("/")[2] != result:
+                continue
+            changed = differences(entry["inputs"].get("settings", {}), json.loads(json.dumps(settings)))
+            if changed:
+                shown = "; ".join(changed[:3]) + (f"; and {len(changed) - 3} more" if len(changed) > 3 else "")
+                mend = "choose a new folder with --output=DIR"
+                raise UserError(f"{self.root}: holds the result of another evaluation ({shown}); {mend}.")
 
     def journal(self, artefact: str, inputs: dict[str, Any]) -> Journal:
         if not self.manifest.path.exists():

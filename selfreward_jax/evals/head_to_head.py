@@ -10,8 +10,6 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from selfreward_jax.core.config import differences
-from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.rows import Response, Row, content_id, group_by, last_request, to_line
 from selfreward_jax.evals.answer_files import Question
 from selfreward_jax.evals.desk import Desk
@@ -100,23 +98,6 @@ def safe_name(path: str) -> str:
     return re.sub(r"[^\w.-]+", "-", last).strip("-.") or "model"
 
 
-def claim(desk: Desk, settings: dict[str, Any]) -> None:
-    """Refuses to put results beside, or in place of, those of other settings; before anything is made.
-
-    Args:
-      settings: what all results of the desk share.
-    """
-    for entry in desk.manifest.artefacts():
-        if entry["artefact"].rpartition("/")[2] != RESULT:
-            continue
-        changed = differences(entry["inputs"]["settings"], json.loads(json.dumps(settings)))
-        if changed:
-            shown = "; ".join(changed[:3]) + (f"; and {len(changed) - 3} more" if len(changed) > 3 else "")
-            raise UserError(
-                f"{desk.root}: holds the result of another evaluation ({shown}); choose a new folder with --output=DIR."
-            )
-
-
 def head_to_head(
     desk: Desk, folder: str, asked: Asked, a: Side, b: Side, referee: Referee, settings: dict[str, Any]
 ) -> Row:
@@ -124,7 +105,7 @@ def head_to_head(
 
     Args:
       folder: in the desk's, "" for the desk's own.
-      settings: see `claim`.
+      settings: see `Desk.claim`.
 
     Raises:
       UserError: no verdict or no score can be read.
@@ -184,11 +165,6 @@ def head_to_head(
 def _scores(desk: Desk, side: Side, asked: Asked, referee: Referee) -> list[float | None]:
     """Mean score of each answer of a side, each judged by itself as in the loop."""
     judgements = judge_answers(desk, side.folder, referee.ref, [q.prompt for q in asked.questions], side.answers)
-    if judgements and all(j.score is None for j in judgements):
-        raise UserError(
-            f"{referee.name}: none of its {len(judgements)} judgements of {side.name}'s answers has a score;"
-            " use --config.judge.method=completion, or another judge."
-        )
     by_answer = group_by(judgements, lambda j: j.response_id)
     needed = scores_needed(desk.config.judge)
     return [mean_score((j.score for j in by_answer.get(r.id, [])), needed) for r in side.answers]

@@ -36,6 +36,8 @@ def parse_task(row: Row) -> Task:
         raise ValueError("prompt must be text that is not empty")
     if not isinstance(kinds, list) or not isinstance(arguments, list) or len(kinds) != len(arguments) or not kinds:
         raise ValueError("instruction_id_list and kwargs must be lists of the same length, not empty")
+    if not all(isinstance(some, dict) for some in arguments):
+        raise ValueError("every item of kwargs must be an object")
     # Some copies of the data name every argument of every kind, with null for those that don't belong.
     given = [{name: value for name, value in some.items() if value is not None} for some in arguments]
     for kind, some in zip(kinds, given, strict=True):

@@ -233,6 +233,7 @@ VERIFIERS: dict[str, Callable[..., bool]] = {
     "startend:quotation": _quotation,
     "punctuation:no_comma": _no_comma,
 }
+SAMPLE = "A title.\n\nAn answer of two short paragraphs, to try arguments on."
 NEED_LANGDETECT = {_response_language, _english_capital, _english_lowercase}
 
 
@@ -251,6 +252,10 @@ def check_instruction(kind: str, arguments: Mapping[str, Any]) -> None:
         raise ValueError(f"{kind}: {error}") from None
     if VERIFIERS[kind] in NEED_LANGDETECT and importlib.util.find_spec("langdetect") is None:
         raise UserError(f"{kind}: telling languages apart needs langdetect; pip install 'langdetect>=1.0.9'.")
+    try:
+        VERIFIERS[kind](SAMPLE, **arguments)
+    except (AttributeError, KeyError, TypeError, ValueError, re.error) as error:
+        raise ValueError(f"{kind}: arguments {dict(arguments)!r} can't be used ({error})") from None
 
 
 def follows(kind: str, arguments: Mapping[str, Any], response: str) -> bool:

@@ -7,11 +7,11 @@ in the data has no influence; how its length has, is measured.
 
 import dataclasses
 import json
+import re
 import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from selfreward_jax.core.config import differences
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.rows import Judgement, Row, content_id, group_by, last_request, to_line
 from selfreward_jax.core.store import write_atomic
@@ -26,8 +26,6 @@ from selfreward_jax.stages.judge import judge, scores_needed
 from selfreward_jax.stages.work import ModelRef
 
 RESULT = "result.json"
-GIVE_UP_AFTER = 100  # judgements of which none has a score: a judge that gives one in twenty gets this far in 1 of 170
-SHOWN, SHOWN_CHARACTERS = 3, 100  # of a judge that never gives a score: its first outputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +61,8 @@ class Asked:
 def evaluate_judges(
     desk: Desk, judges: Sequence[Judge], asked: Asked, data: HumanData, reference: ModelRef | None = None
 ) -> list[Row]:
-    """Measures each judge; its judgements, `rows.jsonl` and `result.json` lie in its folder, all in `summary.json`.
+    """Measures each judge; its judgements, `rows.jsonl` and `result.json` lie in its folder, and all that the
+    folder has, of this call and of others, in `summary.json`.
 
     Args:
       reference: scores are implicit rewards against it.
@@ -72,10 +71,17 @@ def evaluate_judges(
       UserError: the folder holds results of other settings or data; a judge never gives a score.
     """
     settings = _settings(desk, asked, reference)
-    _claim(desk, settings)
+    desk.claim(RESULT, settings)
     results = [_evaluate(desk, each, asked, data, settings, reference) for each in judges]
-    write_atomic(desk.root / "summary.json", json.dumps(results, indent=2) + "\n")
+    made = [entry["artefact"] for entry in desk.manifest.artefacts() if entry["artefact"].endswith(f"/{RESULT}")]
+    there = [json.loads((desk.root / artefact).read_text()) for artefact in sorted(made, key=_in_order)]
+    write_atomic(desk.root / "summary.json", json.dumps(there, indent=2) + "\n")
     return results
+
+
+def _in_order(name: str) -> tuple[str | int, ...]:
+    """m2 before m10."""
+    return tuple(int(part) if n % 2 else part for n, part in enumerate(re.split(r"(\d+)", name)))
 
 
 def _settings(desk: Desk, asked: Asked, reference: ModelRef | None) -> dict[str, Any]:
@@ -87,17 +93,6 @@ def _settings(desk: Desk, asked: Asked, reference: ModelRef | None) -> dict[str,
         return made | {"reference": reference.hash}
     judging = {"judge": c.judge.to_dict() | {"template_id": content_id(JudgeTemplate(c.judge.template).text)}}
     return made | judging | {"generation": c.generation.to_dict()}
-
-
-def _claim(desk: Desk, settings: dict[str, Any]) -> None:
-    """Refuses to put results beside, or in place of, those of other settings."""
-    for entry in desk.manifest.artefacts():
-        if entry["artefact"].endswith(f"/{RESULT}"):
-            changed = differences(entry["inputs"].get("settings", {}), json.loads(json.dumps(settings)))
-            if changed:
-                shown = "; ".join(changed[:5]) + (f"; and {len(changed) - 5} more" if len(changed) > 5 else "")
-                mend = "choose a new folder with --output=DIR"
-                raise UserError(f"{desk.root}: holds results of another evaluation ({shown}); {mend}.")
 
 
 def _evaluate(
@@ -114,8 +109,7 @@ def _evaluate(
         scores = {id: [logp - other[id]] for id, logp in own.items() if id in other}
         needed, source = 1, "logps"
     else:
-        judgements = judge(desk, folder, ref, data.prompts, data.responses, _Watch(each.name))
-        _check_parsed(each.name, judgements)
+        judgements = judge(desk, folder, ref, data.prompts, data.responses)
         grouped = group_by(judgements, lambda j: j.response_id)
         scores = {id: [j.score for j in group] for id, group in grouped.items()}
         needed, source = scores_needed(c), "judgements"
@@ -130,7 +124,7 @@ def _evaluate(
     if desk.is_made(artefact, inputs):
         return json.loads((desk.root / artefact).read_text())
     rows = [row for n, ranked in enumerate(data.rows) for row in _answer_rows(n, ranked, scores, needed)]
-    judged = judged_of(rows, full_scores=reference is None)
+    judged = judged_of(rows, full_scores=reference is None, read=c.method == "expected")
     seed = desk.config.seed
     result = {
         "kind": "judge",
@@ -187,13 +181,14 @@ def _answer_rows(n: int, ranked: RankedPrompt, scores: dict[str, list], needed: 
     ]
 
 
-def judged_of(rows: Sequence[Row], full_scores: bool = True) -> list[Judged]:
+def judged_of(rows: Sequence[Row], full_scores: bool = True, read: bool = False) -> list[Judged]:
     """From rows of answers to what is measured: those with the same `row`, or where it is missing the same `prompt`.
 
     Args:
       rows: `prompt`, `response`, `rank`, `score` (may be None); `scores`, the single judgements, decides what a full
         score is, else `score` does.
       full_scores: whether scores are from 0 to 5, so that there is a full one.
+      read: whether scores are means of distributions, see `is_full`.
     """
     made = []
     for group in group_by(rows, lambda row: str(row.get("row", row["prompt"]))).values():
@@ -203,46 +198,10 @@ def judged_of(rows: Sequence[Row], full_scores: bool = True) -> list[Judged]:
             tuple(row["score"] for row in group),
             tuple(len(row["response"]) for row in group),
             tuple(
-                full_scores and row["score"] is not None and is_full(row.get("scores", [row["score"]])) for row in group
+                full_scores and row["score"] is not None and is_full(row.get("scores", [row["score"]]), read)
+                for row in group
             ),
             group[0].get("subset", ""),
         )
         made += [judged] if len(set(judged.ranks)) > 1 else []
     return made
-
-
-class _Watch:
-    """Ends the judging of a judge whose first judgements all have no score."""
-
-    def __init__(self, name: str):
-        self.name, self.parsed, self.rows = name, False, []
-
-    def __call__(self, row: Row) -> None:
-        self.parsed = self.parsed or row["score"] is not None
-        if not self.parsed:
-            self.rows.append(row)
-            if len(self.rows) >= GIVE_UP_AFTER:
-                raise _never_parses(self.name, self.rows)
-
-
-def _check_parsed(name: str, judgements: Sequence[Judgement]) -> None:
-    if not judgements:
-        raise UserError(f"eval judge: no answer fits the context of {name} together with what the judge is asked.")
-    if all(j.score is None for j in judgements):
-        raise _never_parses(name, [dataclasses.asdict(j) for j in judgements])
-
-
-def _never_parses(name: str, rows: Sequence[Row]) -> UserError:
-    shown = ", ".join(json.dumps(_shorten(row["text"]), ensure_ascii=False) for row in rows[:SHOWN])
-    cut = sum(row["stop_reason"] == "length" for row in rows)
-    longer = f"; {cut} were cut by judge.max_new_tokens" if cut else ""
-    return UserError(
-        f"eval judge: {name} gives no score in {len(rows)} judgements; they begin {shown}{longer}. Give it another"
-        " template (--config.judge.template=FILE), or read scores from its distribution"
-        " (--config.judge.method=expected)."
-    )
-
-
-def _shorten(text: str) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "..."

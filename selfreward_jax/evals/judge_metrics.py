@@ -50,13 +50,14 @@ class Judged:
     subset: str = ""
 
 
-def is_full(scores: Sequence[float | None]) -> bool:
-    """Whether an answer got a full 5: all its judgements with a score say 5, to the nearest whole number.
+def is_full(scores: Sequence[float | None], read: bool = False) -> bool:
+    """Whether an answer got a full 5: all its judgements with a score say 5.
 
-    With scores from the text this is a mean of exactly 5. The mean of a distribution is never quite 5, hence rounding.
+    Args:
+      read: whether scores are means of distributions; these are never quite 5, so the nearest whole number counts.
     """
     parsed = [score for score in scores if score is not None]
-    return bool(parsed) and min(parsed) >= 4.5
+    return bool(parsed) and min(parsed) >= (4.5 if read else 5)
 
 
 def agreement(ranks: Sequence[float], scores: Sequence[float | None]) -> Shares:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from selfreward_jax.core.rows import Row
 
@@ -14,13 +15,13 @@ def winrate_table(results: Sequence[Row]) -> Table:
     """A column for each comparison; shares with their 95 % intervals."""
     judges = ", ".join(dict.fromkeys(r["judge"] for r in results))
     how = "" if results[0]["score"] == "pairwise" else ", by the scores of each answer"
-    shown = Table(title=f"Head to head, judged by {judges}{how}", title_justify="left")
+    shown = Table(title=Text(f"Head to head, judged by {judges}{how}"), title_justify="left")
     shown.add_column("", no_wrap=True)
     for r in results:
-        shown.add_column(f"A: {r['a']['name']}\nB: {r['b']['name']}", justify="right")
+        shown.add_column(Text(f"A: {r['a']['name']}\nB: {r['b']['name']}"), justify="right")
 
     def line(name: str, value) -> None:
-        shown.add_row(name, *(value(r) for r in results))
+        shown.add_row(Text(name), *(value(r) for r in results))
 
     line("prompts compared", lambda r: f"{r['n']} of {r['prompts']}")
     for reason in sorted({reason for r in results for reason in r["missing"]}):
@@ -54,9 +55,9 @@ def category_table(results: Sequence[Row]) -> Table | None:
     shown = Table(title=f"A wins / tie / B wins by category{rest}", title_justify="left")
     shown.add_column("")
     for r in results:
-        shown.add_column(f"A: {r['a']['name']}\nB: {r['b']['name']}", justify="right")
+        shown.add_column(Text(f"A: {r['a']['name']}\nB: {r['b']['name']}"), justify="right")
     for name in largest[:CATEGORIES]:
-        shown.add_row(name, *(_counts(r["by_category"].get(name)) for r in results))
+        shown.add_row(Text(name), *(_counts(r["by_category"].get(name)) for r in results))
     return shown
 
 

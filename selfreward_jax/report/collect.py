@@ -4,6 +4,7 @@ A run in the making has fewer of them: what has been finished is read, what has 
 """
 
 import collections
+import contextlib
 import dataclasses
 import json
 import random
@@ -16,8 +17,18 @@ from etils import epath
 
 from selfreward_jax.core.config import leaves
 from selfreward_jax.core.errors import UserError
-from selfreward_jax.core.rows import Judgement, Prompt, Response, Row, from_dict, group_by, last_request, read_jsonl
-from selfreward_jax.core.seeds import load_ift
+from selfreward_jax.core.rows import (
+    Judgement,
+    Prompt,
+    Response,
+    Row,
+    from_dict,
+    group_by,
+    last_request,
+    parse_row,
+    read_jsonl,
+)
+from selfreward_jax.core.seeds import Messages, load_eft, load_ift
 from selfreward_jax.core.store import Manifest
 from selfreward_jax.evals.statistics import Interval, bootstrap
 from selfreward_jax.llama.load import MODEL_FILE
@@ -25,6 +36,7 @@ from selfreward_jax.methods.answer_metrics import answer_metrics
 from selfreward_jax.methods.judging import mean_score
 from selfreward_jax.report.results import Results, read_results
 from selfreward_jax.report.samples import Judged, PairFacts, as_json, choose
+from selfreward_jax.report.topics import SEEDS
 from selfreward_jax.stages.judge import scores_needed
 from selfreward_jax.stages.run import stored_config
 
@@ -106,7 +118,7 @@ class RunFacts:
 
     Attributes:
       models: M0 to the newest.
-      seeds: texts of the IFT prompts.
+      seeds: texts of the prompts in the IFT and in the EFT seeds, each once.
       samples: prompts with their answers, for the browser.
       settings: fields of the configuration.
     """
@@ -115,7 +127,7 @@ class RunFacts:
     finished: bool
     models: tuple[Model, ...]
     iterations: tuple[Iteration, ...]
-    seeds: tuple[str, ...]
+    seeds: dict[str, tuple[str, ...]]
     samples: tuple[Row, ...]
     results: Results
     settings: dict[str, Any]
@@ -135,7 +147,8 @@ def collect(root: epath.Path, *, samples: int, seed: int = 0) -> RunFacts:
     config = _Section(stored_config(root))
     manifest = Manifest(root)
     try:
-        T, min_parsed, ift = config.loop.iterations, scores_needed(config.judge), config.seeds.ift
+        T, min_parsed = config.loop.iterations, scores_needed(config.judge)
+        seeds = _seeds(config.seeds.ift, config.seeds.eft)
     except AttributeError as error:
         raise UserError(f"{root / 'config.json'}: the field {error} is missing; restore it.") from None
     folders = {t: f"m{t + 1}" if t < T else f"m{T}/eval" for t in range(1, T + 1)}
@@ -163,7 +176,7 @@ def collect(root: epath.Path, *, samples: int, seed: int = 0) -> RunFacts:
         finished=bool(manifest.entry(f"m{T}/{MODEL_FILE}")),
         models=tuple(models),
         iterations=tuple(iterations),
-        seeds=_seeds(ift),
+        seeds=seeds,
         samples=tuple(shown),
         results=read_results(root / "eval"),
         settings=dict(leaves(stored_config(root))),
@@ -192,11 +205,22 @@ def _base(root: epath.Path, manifest: Manifest) -> Model:
     return Model("M0", entry["hash"] if entry else "", None, None)
 
 
-def _seeds(spec: str) -> tuple[str, ...]:
-    try:
-        return tuple(d.messages[-1]["content"] for d in load_ift(spec))
-    except UserError:  # the run stands without the file that it was made from, and so does its report
-        return ()
+def _seeds(ift: str, eft: str) -> dict[str, tuple[str, ...]]:
+    """Texts by origin; without a file that is gone: the run stands without it, and so does its report."""
+    answered: list[Messages] = []
+    judged: list[Messages] = []
+
+    def note(messages: Messages, _: str) -> Messages:
+        judged.append(messages)
+        return messages
+
+    with contextlib.suppress(UserError):
+        answered = [d.messages for d in load_ift(ift)]
+    with contextlib.suppress(UserError):
+        # Rows that hold all that the judge was asked don't say which part of it the user wrote; they are left out.
+        load_eft(eft, note, lambda _: 0.0)
+    texts = (tuple(dict.fromkeys(map(last_request, found))) for found in (answered, judged))
+    return {name: own for name, own in zip(SEEDS, texts, strict=True) if own}
 
 
 def _prompts(root: epath.Path, t: int) -> list[Prompt]:
@@ -225,7 +249,8 @@ def _curve(path: epath.Path) -> list[Row]:
     if not path.exists():
         return []
     lines = path.read_text().split("\n")[:-1]
-    return [json.loads(line) for line in lines if line]
+    parse = lambda line: dict(json.loads(line))  # noqa: E731
+    return [parse_row(line, parse, f"{path}:{n}") for n, line in enumerate(lines, 1) if line]
 
 
 def _iteration(root: epath.Path, t: int, prompts: Sequence[Prompt]) -> Iteration | None:

@@ -29,7 +29,7 @@ from selfreward_jax.report.plots import (
 )
 from selfreward_jax.report.results import JudgeResult, WinRate
 from selfreward_jax.report.text import shorten, visible
-from selfreward_jax.report.topics import PromptMap
+from selfreward_jax.report.topics import SEEDS, PromptMap
 
 MOST_POINTS = 80  # of a curve; longer ones are drawn as means over as many stretches
 JUDGE_METRICS = {
@@ -305,7 +305,7 @@ def prompt_map(topics: PromptMap) -> Markup:
             corners = _outline(topics.places[topics.members(cluster)])
             ax.fill(*corners.T, color=MUTED, alpha=0.1, linewidth=8, joinstyle="round")
         for o in names:
-            hue = SERIES[0] if o == "seeds" else color(o)
+            hue = SERIES[SEEDS.index(o)] if o in SEEDS else color(o)
             ax.scatter(*topics.places[where[o]].T, s=22, color=hue, alpha=0.8, linewidths=0, gid=f"keep-{o}", label=o)
         for cluster in range(len(topics.words)):
             x, y = np.median(topics.places[topics.members(cluster)], axis=0)

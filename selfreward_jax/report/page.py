@@ -17,7 +17,7 @@ from selfreward_jax.report import figures, tables
 from selfreward_jax.report.checks import check_run
 from selfreward_jax.report.collect import RunFacts
 from selfreward_jax.report.plots import SERIES
-from selfreward_jax.report.topics import PromptMap, map_prompts
+from selfreward_jax.report.topics import SEEDS, PromptMap, map_prompts
 from selfreward_jax.stages.templates import packaged
 
 
@@ -28,6 +28,7 @@ class Named(NamedTuple):
     about: str
     panels: Sequence[Markup]
     table: tables.Table | None = None
+    parts: tables.Table | None = None
 
 
 def render(run: RunFacts) -> str:
@@ -35,7 +36,8 @@ def render(run: RunFacts) -> str:
     script = packaged("report.js")
     found = check_run(run)
     passed = [f for f in found if not f.look]
-    topics = map_prompts({"seeds": run.seeds} | {f"M{i.t}": i.prompts for i in run.iterations})
+    own = [f"M{n}" for n in range(len(run.models))]
+    topics = map_prompts(run.seeds | {f"M{i.t}": i.prompts for i in run.iterations})
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(packaged("report.html.j2")).render(
         run=run,
@@ -51,7 +53,7 @@ def render(run: RunFacts) -> str:
         figures=_figures(run, topics),
         map_left_out=f"{topics.left_out:,}" if topics and topics.left_out else "",
         samples=run.samples,
-        colors={f"M{n}": f"var(--s{n % len(SERIES)})" for n in range(len(run.models))} | {"seeds": "var(--s0)"},
+        colors={name: f"var(--s{n % len(SERIES)})" for names in (own, SEEDS) for n, name in enumerate(names)},
         style=Markup(packaged("report.css")),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -69,7 +71,13 @@ def _figures(run: RunFacts, topics: PromptMap | None) -> dict[str, Any]:
             if found
         ],
         "wins": [
-            Named(name, f"judged by {found[0].judge}", figures.win_rates(found), tables.win_rates(found))
+            Named(
+                name,
+                f"judged by {found[0].judge}",
+                figures.win_rates(found),
+                tables.win_rates(found),
+                tables.win_categories(found),
+            )
             for name, found in run.results.win_rates.items()
         ],
         "dpo": figures.training_curves(run.models, "dpo"),

@@ -31,7 +31,11 @@ class JudgeResult:
 
 @dataclasses.dataclass(frozen=True)
 class WinRate:
-    """Two models' answers compared; shares of prompts, lengths as the evaluation measured them."""
+    """Two models' answers compared; shares of prompts, lengths as the evaluation measured them.
+
+    Attributes:
+      categories: prompts of each that A won, tied and lost; empty where prompts have none.
+    """
 
     a: str
     b: str
@@ -46,6 +50,7 @@ class WinRate:
     agreement: float
     length_a: float
     length_b: float
+    categories: dict[str, tuple[int, int, int]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,4 +144,7 @@ def _win_rate(row: Row) -> WinRate:
         agreement=_number(row.get("agreement")),
         length_a=_number(row.get("length_a")),
         length_b=_number(row.get("length_b")),
+        categories={
+            name: (int(x["win"]), int(x["tie"]), int(x["lose"])) for name, x in row.get("by_category", {}).items()
+        },
     )

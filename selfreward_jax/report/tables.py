@@ -1,5 +1,6 @@
 """The tables of the report: what stands in which cell."""
 
+import collections
 import dataclasses
 import json
 import math
@@ -16,6 +17,7 @@ from selfreward_jax.report.text import shorten, visible
 from selfreward_jax.report.topics import PromptMap
 
 NONE = "–"
+CATEGORIES = 12  # shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,6 +201,23 @@ def win_rates(found: Sequence[WinRate]) -> Table:
 
     columns = ["prompts", "win rate", "at equal length", "p (sign test)", "both orders agree", "lengths"]
     return Table("", columns, [Group("", [line(w) for w in found])])
+
+
+def win_categories(found: Sequence[WinRate]) -> Table | None:
+    """Prompts won, tied and lost, a line for each of the largest categories; None where there are none."""
+    sizes: collections.Counter[str] = collections.Counter()
+    for w in found:
+        sizes.update({name: sum(counts) for name, counts in w.categories.items()})
+    if not sizes:
+        return None
+
+    def cell(counts: tuple[int, int, int] | None) -> Cell:
+        return Cell(" / ".join(f"{n:,}" for n in counts) if counts else NONE)
+
+    largest = sorted(sizes, key=lambda name: (-sizes[name], name))[:CATEGORIES]
+    lines = [Line(visible(name), [cell(w.categories.get(name)) for w in found]) for name in largest]
+    rest = f"the {CATEGORIES} largest of {len(sizes)} categories" if len(sizes) > CATEGORIES else "category"
+    return Table(f"{rest}: won / tied / lost", [f"{w.a} vs {w.b}" for w in found], [Group("", lines)])
 
 
 def _p(value: float) -> str:

@@ -18,6 +18,7 @@ from sklearn.preprocessing import normalize
 from threadpoolctl import threadpool_limits
 
 LEAST, MOST_OF_ONE_ORIGIN = 8, 300
+SEEDS = ("IFT seeds", "EFT seeds")  # origins that are no model
 STOP_WORDS = [
     *ENGLISH_STOP_WORDS,
     "ve",

@@ -57,9 +57,9 @@ def measure(desk: Desk, world: epath.Path, ref: ModelRef, name: str) -> Measured
     tasks = read_jsonl(world / "held_out.jsonl", lambda row: _task(row["prompt"]))
     prompts = [_prompt(task) for task in tasks]
     responses = respond(desk, f"{name}/own", ref, prompts)
-    own = judge(desk, f"{name}/own", ref, prompts, responses)
+    own = judge(desk, f"{name}/own", ref, prompts, responses, must_score=False)
     given_tasks, given, truth = _given(world)
-    seen = judge(desk, f"{name}/given", ref, [_prompt(t) for t in given_tasks], given)
+    seen = judge(desk, f"{name}/given", ref, [_prompt(t) for t in given_tasks], given, must_score=False)
     asked = {p.id: t for p, t in zip(prompts, tasks, strict=True)}
     return summarise(name, asked, responses, own, truth, seen)
 

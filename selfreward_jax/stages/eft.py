@@ -6,8 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from selfreward_jax.core.errors import UserError
-from selfreward_jax.core.progress import say
 from selfreward_jax.core.ranked import Answer, Ranked, Step
 from selfreward_jax.core.rows import Judgement, Prompt, Response, Row, content_id, group_by, to_line
 from selfreward_jax.methods.eft import agreeing_scores, balance, chance_agreement, score_bin
@@ -15,10 +13,6 @@ from selfreward_jax.methods.judging import reasons_before_score
 from selfreward_jax.methods.score_slot import LABEL
 from selfreward_jax.stages.judge import judge
 from selfreward_jax.stages.work import ModelRef, Work
-
-# Answers that are judged first, where many are to be: a judge that never gives a score is known after these.
-PROBE = 32
-SHOWN = 3  # of the outputs of such a judge
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,29 +67,9 @@ def judge_ranked(work: Work, folder: str, ref: ModelRef, ranked: Sequence[Ranked
     """Judges every answer, to `FOLDER/judgements.jsonl`.
 
     Raises:
-      UserError: no judgement has a score; the first of them are shown.
+      UserError: no judgement has a score.
     """
-    prompts, responses = ranked_rows(ranked)
-    if len(responses) > 4 * PROBE:
-        _check_scores(work, ref, judge(work, f"{folder}/first", ref, prompts, responses[:PROBE]))
-    judgements = judge(work, folder, ref, prompts, responses)
-    _check_scores(work, ref, judgements)
-    return judgements
-
-
-def _check_scores(work: Work, ref: ModelRef, judgements: Sequence[Judgement]) -> None:
-    if any(j.score is not None for j in judgements):
-        return
-    for n, j in enumerate(judgements[:SHOWN], 1):
-        say(f"judgement {n} ({j.stop_reason}): {' '.join(j.text.split())[:400] or '(empty)'}")
-    cut = sum(j.stop_reason == "length" for j in judgements)
-    raise UserError(
-        f"{ref.name}: none of its {len(judgements)} judgements has a score to read, {cut} were cut by the limit of"
-        f" {work.config.judge.max_new_tokens} tokens (judge.max_new_tokens), so there is nothing to learn from; see the"
-        " first ones above, and try --config.judge.method=completion, which always has a score."
-        if judgements
-        else f"{ref.name}: every answer is too long to be judged in its context; there is nothing to learn from."
-    )
+    return judge(work, folder, ref, *ranked_rows(ranked))
 
 
 def build_eft(

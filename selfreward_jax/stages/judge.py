@@ -4,9 +4,11 @@ The paper's way reads the score from the sampled text. Two others read it from t
 scores, after sampled reasons or with none at all (`methods/score_slot.py`).
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 
+from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.progress import say
 from selfreward_jax.core.rows import Judgement, Prompt, Response, Row, content_id, load_rows, to_line
 from selfreward_jax.core.tokens import Chat
@@ -16,6 +18,7 @@ from selfreward_jax.methods.judge_function import JudgeFunction, checked_score, 
 from selfreward_jax.methods.judging import JudgeTemplate, parse_score
 from selfreward_jax.methods.score_slot import LABEL, ScoreSlot, distribution, expected_score, likeliest_score
 from selfreward_jax.stages.sampling import read_artefact, sample_artefact, sampling_settings
+from selfreward_jax.stages.unread import Watch, first_outputs
 from selfreward_jax.stages.work import ModelRef, Work
 
 
@@ -25,27 +28,27 @@ def judge(
     model: ModelRef,
     prompts: Sequence[Prompt],
     responses: Sequence[Response],
-    watch: Callable[[Row], None] = lambda row: None,
+    must_score: bool = True,
 ) -> list[Judgement]:
     """Judges every answer `judge.samples` times, to `FOLDER/judgements.jsonl` in the answers' order.
 
     An answer whose judge prompt doesn't fit the model's context gets no judgement, and so can't be ranked.
 
     Args:
-      watch: sees every sampled judgement as it comes; may raise to end the work, which keeps what there is.
+      must_score: whether the scores are needed to go on; else a judge that gives none is a result like any other.
+
+    Raises:
+      UserError: no judgement has a score, or no answer fits; told as soon as it is known. What there is is kept.
     """
     c = work.config.judge
     template = JudgeTemplate(c.template)
     artefact = f"{folder}/judgements.jsonl"
     inputs = {
         "stage": "judge",
-        "model": model.hash,
-        "chat": work.chat_of(model).hashes,
+        **work.sampling_inputs(model),
         "responses": content_id([r.id for r in responses]),
         "template": content_id(template.text),
         "settings": c.to_dict(),
-        "generation": work.config.generation.to_dict(),
-        "seed": work.config.seed,
     }
     function = load_function(c.function) if c.method == "function" else None
     if function:
@@ -53,11 +56,29 @@ def judge(
     title = f"{model.title} judgements"
     if work.is_made(artefact, inputs):
         work.skip(title)
-        return load_rows(work.root / artefact, Judgement)
+    elif function:
+        _call_function(work, artefact, inputs, prompts, responses, function)
+    else:
+        _ask(work, artefact, inputs, model, prompts, responses, template, must_score)
+    path = work.root / artefact
+    judgements = load_rows(path, Judgement) if path.stat().length else []
+    if must_score and responses and all(j.score is None for j in judgements):
+        raise _no_score(model.title, [dataclasses.asdict(j) for j in judgements])
+    return judgements
 
-    if function:
-        return _call_function(work, artefact, inputs, prompts, responses, function)
 
+def _ask(
+    work: Work,
+    artefact: str,
+    inputs: dict,
+    model: ModelRef,
+    prompts: Sequence[Prompt],
+    responses: Sequence[Response],
+    template: JudgeTemplate,
+    must_score: bool,
+) -> None:
+    """Judgements by a model."""
+    c, title = work.config.judge, f"{model.title} judgements"
     chat, context = work.chat_of(model), work.context_of(model)
     asked = {p.id: p.messages for p in prompts}
     slot = None if c.method == "sampled" else ScoreSlot.of(chat)
@@ -74,10 +95,20 @@ def judge(
     else:
         to_row = functools.partial(judgement_row, model.hash, c.method)
         settings, reading = judge_sampling(sampling_settings(c), slot)
+        watch = Watch("score", functools.partial(_no_score, model.title)) if must_score else lambda row: None
         sample_artefact(
             work, artefact, inputs, model, requests, c.samples, settings, to_row, "response_id", title, reading, watch
         )
-    return load_rows(work.root / artefact, Judgement) if requests else []
+
+
+def _no_score(name: str, rows: Sequence[Row]) -> UserError:
+    if not rows:
+        return UserError(f"{name}: every answer is too long to be judged in its context.")
+    return UserError(
+        f"{name}: none of its {len(rows)} judgements has a score to read; they begin {first_outputs(rows)}. Use another"
+        " template (config.judge.template=FILE) or judge, or config.judge.method=completion, which reads scores from"
+        " its distribution."
+    )
 
 
 def check_judge(work: Work) -> None:
@@ -167,7 +198,7 @@ def _call_function(
     prompts: Sequence[Prompt],
     responses: Sequence[Response],
     function: JudgeFunction,
-) -> list[Judgement]:
+) -> None:
     """One judgement an answer, by a function instead of a model."""
     asked = {p.id: p.messages for p in prompts}
     rows = []
@@ -177,4 +208,3 @@ def _call_function(
         rows.append(Judgement(content_id(inputs["function"], r.id, text), r.id, 0, text, score, "function"))
         work.interrupt.check()
     work.write(artefact, inputs, "".join(map(to_line, rows)))
-    return rows

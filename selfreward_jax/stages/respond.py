@@ -23,12 +23,9 @@ def respond(work: Work, folder: str, model: ModelRef, prompts: Sequence[Prompt],
     artefact = f"{folder}/responses.jsonl"
     inputs = {
         "stage": "respond",
-        "model": model.hash,
-        "chat": work.chat_of(model).hashes,
+        **work.sampling_inputs(model),
         "prompts": content_id([p.id for p in prompts]),
         "settings": c.to_dict(),
-        "generation": work.config.generation.to_dict(),
-        "seed": work.config.seed,
     }
     title = f"{model.title} answers"
     if work.is_made(artefact, inputs):

@@ -9,7 +9,7 @@ import functools
 from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
-from selfreward_jax.core.errors import UserError, shorten
+from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.progress import say
 from selfreward_jax.core.rows import Prompt, Row, content_id, group_by, load_rows
 from selfreward_jax.core.tokens import Chat
@@ -25,10 +25,8 @@ from selfreward_jax.methods.pairwise import (
 from selfreward_jax.methods.score_slot import ScoreSlot, distribution
 from selfreward_jax.stages.judge import judge_sampling, needs_sampling, slot_requests
 from selfreward_jax.stages.sampling import read_artefact, sample_artefact, sampling_settings
+from selfreward_jax.stages.unread import Watch, first_outputs
 from selfreward_jax.stages.work import ModelRef, Work
-
-GIVE_UP_AFTER = 64  # verdicts of which none can be read
-SHOWN, SHOWN_CHARACTERS = 3, 160  # of a judge that gives none: its first outputs
 
 First = Literal["a", "b"]  # whose answer is shown first
 LETTERS = ("A", "B")
@@ -102,13 +100,10 @@ def judge_pairs(
     c = work.config.judge
     inputs = {
         "stage": "verdicts",
-        "model": judge.hash,
-        "chat": work.chat_of(judge).hashes,
+        **work.sampling_inputs(judge),
         "pairs": content_id([[p.prompt.id, p.a, p.b] for p in pairs]),
         "template": content_id(template.text),
         "settings": c.to_dict() | {"samples": samples},
-        "generation": work.config.generation.to_dict(),
-        "seed": work.config.seed,
     }
     if work.is_made(artefact, inputs):
         work.skip(title)
@@ -117,7 +112,7 @@ def judge_pairs(
     path = work.root / artefact
     verdicts = load_rows(path, PairVerdict) if path.read_text().strip() else []
     if verdicts and all(v.verdict is None for v in verdicts):
-        raise _unreadable(name, [v.text for v in verdicts])
+        raise _unreadable(name, [dataclasses.asdict(v) for v in verdicts])
     return verdicts
 
 
@@ -154,7 +149,7 @@ def _ask(
     else:
         to_row = functools.partial(_sampled_row, c.method, about)
         settings, reading = judge_sampling(sampling_settings(c), slot, LABEL.partition(" ")[0])
-        watch = _Watch(name)
+        watch = Watch("verdict", functools.partial(_unreadable, name))
         sample_artefact(
             work, artefact, inputs, judge, requests, samples, settings, to_row, "question", title, reading, watch
         )
@@ -214,26 +209,10 @@ def _read_row(
     return PairVerdict(question, index, prompt_id, first, text, verdict, prefers, stop_reason)
 
 
-class _Watch:
-    """Ends the work of a judge that gives no readable verdict, before it has talked for hours."""
-
-    def __init__(self, name: str):
-        self._name = name
-        self._unread: list[str] | None = []
-
-    def __call__(self, row: Row) -> None:
-        if self._unread is None or row["verdict"] is not None:
-            self._unread = None
-            return
-        self._unread.append(row["text"])
-        if len(self._unread) >= GIVE_UP_AFTER:
-            raise _unreadable(self._name, self._unread)
-
-
-def _unreadable(name: str, texts: Sequence[str]) -> NoVerdict:
-    shown = "; ".join(shorten(text, SHOWN_CHARACTERS) for text in texts[:SHOWN])
+def _unreadable(name: str, rows: Sequence[Row]) -> NoVerdict:
     return NoVerdict(
-        f"{name}: none of its {len(texts)} verdicts can be read, they should end in [[A]] or [[B]]; the first: {shown}."
+        f"{name}: none of its {len(rows)} verdicts can be read, they should end in [[A]] or [[B]]; they begin"
+        f" {first_outputs(rows)}."
         " Use --config.judge.method=completion, which reads them from its distribution, --score=absolute or another"
         " judge."
     )

@@ -66,6 +66,17 @@ class Work(Folder, abc.ABC):
         """The most tokens that a prompt and its response may have together."""
         return self.words(ref)[0].max_position_embeddings
 
+    def sampling_inputs(self, ref: ModelRef) -> dict[str, Any]:
+        """What all that a model samples follows from, beside what it is asked and how."""
+        c = self.config
+        return {
+            "model": ref.hash,
+            "chat": self.chat_of(ref).hashes,
+            "dtype": c.model.dtype,
+            "generation": c.generation.to_dict(),
+            "seed": c.seed,
+        }
+
     def tracer(self, artefact: str) -> Tracer:
         """For the stage that makes an artefact; its trace lies in `profile/` beside that."""
         folder, _, name = artefact.rpartition("/")

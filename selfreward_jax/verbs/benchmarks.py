@@ -5,9 +5,9 @@ the top of the folder; the samples behind it, with token ids, in `samples/`.
 """
 
 import argparse
+import functools
 import importlib.util
 import json
-import re
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,6 +16,7 @@ from etils import epath
 from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from selfreward_jax.configs import base
 from selfreward_jax.core import hosts
@@ -29,9 +30,10 @@ from selfreward_jax.engine.generate import Completion, Request
 from selfreward_jax.evals import alpaca as alpaca_eval
 from selfreward_jax.evals import ifeval as ifeval_eval
 from selfreward_jax.evals import mt_bench as mt
-from selfreward_jax.evals.desk import Desk
+from selfreward_jax.evals.desk import Desk, model_name
 from selfreward_jax.stages.respond import respond
 from selfreward_jax.stages.sampling import sample_artefact, sampling_settings
+from selfreward_jax.stages.unread import Watch, first_outputs
 from selfreward_jax.stages.work import ModelRef, engine_settings
 from selfreward_jax.verbs.runs import Overrides
 
@@ -45,17 +47,22 @@ FIELD_SETTINGS = (
 )
 
 
+REQUEST, RESULT = "request.json", "result.json"
+
+
 def _open(options: argparse.Namespace, overrides: Overrides, interrupt: Interrupt) -> Desk:
     config: Any = load_config(options.config or base.__file__, [*FIELD_SETTINGS, *overrides])
     config.respond.n = 1
     return Desk(options.output, config, interrupt)
 
 
-def model_name(path: str) -> str:
-    """How files call a model by default: the last part of its path, with the run's for one of a run."""
-    parts = [part for part in re.split(r"[/:]", path.rstrip("/")) if part not in ("", ".", "..")]
-    kept = parts[-2:] if re.fullmatch(r"m\d+", parts[-1]) else parts[-1:]
-    return re.sub(r"[^\w.-]", "-", "-".join(kept).removesuffix(".gguf"))
+def _claim(desk: Desk, about: Row) -> None:
+    """One folder belongs to one model, one set of questions and one way of asking them; refuses any other."""
+    c = desk.config
+    settings = {**about, "seed": c.seed, "dtype": c.model.dtype}
+    settings |= {"respond": c.respond.to_dict(), "generation": c.generation.to_dict()}
+    desk.claim(REQUEST, settings)
+    desk.write(REQUEST, {"settings": settings}, json.dumps(settings, indent=2) + "\n")
 
 
 def _write(desk: Desk, artefact: str, inputs: dict[str, Any], make: Callable[[], str]) -> None:
@@ -72,17 +79,17 @@ def _answers(desk: Desk, folder: str, ref: ModelRef, prompts: Sequence[Prompt], 
 
 
 def _result(desk: Desk, facts: Row, inputs: dict[str, Any]) -> None:
-    desk.write("result.json", inputs, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+    desk.write(RESULT, inputs, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
 
 
 def _show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     if not hosts.is_writer():
         return
-    table = Table(title=title, title_justify="left")
+    table = Table(title=Text(title), title_justify="left")
     for n, column in enumerate(columns):
         table.add_column(column, justify="right" if n else "left")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     Console().print(table)
 
 
@@ -94,6 +101,7 @@ def alpaca(options: argparse.Namespace, overrides: Overrides, interrupt: Interru
     asked = alpaca_eval.read_instructions(options.prompts)
     desk = _open(options, overrides, interrupt)
     ref, name = desk.ref(options.model), options.name or model_name(options.model)
+    _claim(desk, {"verb": "alpaca", "name": name, "model": ref.hash, "data": sha256_file(options.prompts)})
     rows = alpaca_eval.model_outputs(asked, _answers(desk, "samples", ref, [p for p, _ in asked]), name)
     alpaca_eval.check_outputs(rows, asked)
     inputs = {"stage": "alpaca", "rows": content_id(rows)}
@@ -111,6 +119,7 @@ def mt_bench(options: argparse.Namespace, overrides: Overrides, interrupt: Inter
         raise UserError(f"{options.questions}: a question_id comes twice.")
     desk = _open(options, overrides, interrupt)
     ref, name = desk.ref(options.model), options.name or model_name(options.model)
+    _claim(desk, {"verb": "mt_bench", "name": name, "model": ref.hash, "data": sha256_file(options.questions)})
     answers: dict[int, tuple[str, ...]] = {q.id: () for q in questions}
     for turn in mt.TURNS:
         for group in group_by(questions, lambda q: f"{q.temperature:g}").values():
@@ -138,6 +147,8 @@ def _grade(
     ref: ModelRef,
 ) -> None:
     judge, judge_name = desk.ref(options.judge), model_name(options.judge)
+    settings = {"judge": judge.hash, "judging": desk.config.judge.to_dict()}
+    desk.claim(RESULT, settings)
     graded = {f"{q.id}-{turn}": (q, turn) for turn in mt.TURNS for q in questions}
     texts = _gradings(desk, judge, {id: mt.grading_prompt(q, answers[q.id], turn) for id, (q, turn) in graded.items()})
     rows = [
@@ -145,7 +156,7 @@ def _grade(
         for id, (q, turn) in graded.items()
     ]
     file = f"model_judgment/{judge_name}_single.jsonl"
-    inputs = {"stage": "grading", "model": name, "judge": judge.hash, "texts": content_id(sorted(texts.items()))}
+    inputs = {"stage": "grading", "model": name, "settings": settings, "texts": content_id(sorted(texts.items()))}
     _write(desk, file, inputs, lambda: "".join(map(to_line, rows)))
     facts = mt.averages(rows, {q.id: q.category for q in questions})
     about = {"kind": "mt_bench", "model": name, "hash": ref.hash, "judge": {"name": judge_name, "hash": judge.hash}}
@@ -171,23 +182,30 @@ def _gradings(desk: Desk, judge: ModelRef, prompts: dict[str, str]) -> dict[str,
     artefact = "samples/judgements.jsonl"
     inputs = {
         "stage": "mt_bench judge",
-        "model": judge.hash,
-        "chat": chat.hashes,
+        **desk.sampling_inputs(judge),
         "prompts": content_id(sorted(prompts.items())),
         "settings": c.to_dict(),
-        "seed": desk.config.seed,
     }
     if not requests:
         return {}
     if not desk.is_made(artefact, inputs):
+        title, watch = f"{judge.title} grades", Watch("mark", functools.partial(_no_mark, judge.title))
         sample_artefact(
-            desk, artefact, inputs, judge, requests, 1, sampling_settings(c), _graded, "id", f"{judge.title} grades"
+            desk, artefact, inputs, judge, requests, 1, sampling_settings(c), _graded, "id", title, watch=watch
         )
     return {row["id"]: row["text"] for row in read_jsonl(desk.root / artefact)}
 
 
 def _graded(x: Completion) -> Row:
-    return {"id": x.request.id, "index": x.index, "text": x.text, "stop_reason": x.stop_reason}
+    mark = mt.parse_mark(x.text)
+    return {"id": x.request.id, "index": x.index, "text": x.text, "mark": mark, "stop_reason": x.stop_reason}
+
+
+def _no_mark(name: str, rows: Sequence[Row]) -> UserError:
+    return UserError(
+        f"{name}: none of its {len(rows)} judgements has a mark such as [[5]]; they begin {first_outputs(rows)}."
+        " MT-bench needs a judge that follows its prompts."
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -207,9 +225,11 @@ def ifeval(options: argparse.Namespace, overrides: Overrides, interrupt: Interru
             raise UserError(f"{options.responses}: {error}.") from None
         desk, name = _open(options, overrides, interrupt), epath.Path(options.responses).stem
         about |= {"responses": name, "responses_sha256": sha256_file(options.responses)}
+        _claim(desk, {"verb": "ifeval", "data": sha256_file(options.data), "responses": about["responses_sha256"]})
     else:
         desk = _open(options, overrides, interrupt)
         ref, name = desk.ref(options.model), model_name(options.model)
+        _claim(desk, {"verb": "ifeval", "data": sha256_file(options.data), "model": ref.hash})
         prompts = [Prompt(content_id(t.prompt), ({"role": "user", "content": t.prompt},), "ifeval") for t in tasks]
         responses = _answers(desk, "samples", ref, prompts)
         about |= {"model": name, "hash": ref.hash}
@@ -268,19 +288,19 @@ def harness(options: argparse.Namespace, overrides: Overrides, interrupt: Interr
     check_tasks(names, manager)
     desk = _open(options, overrides, interrupt)
     ref = desk.ref(options.model)
+    how = {name: getattr(options, name) for name in ("num_fewshot", "limit", "apply_chat_template")}
+    _claim(desk, {"verb": "harness", "tasks": names, "model": ref.hash, **how})
     c = desk.config
     lm = importlib.import_module("selfreward_jax.evals.harness").SelfRewardLM(
         desk.load(ref), engine_settings(c.generation), rows=c.generation.score_rows, seed=c.seed, interrupt=interrupt
     )
-    asked = {"dtype": c.model.dtype, "seed": c.seed, "chat": lm.model.chat.hashes, "model": ref.hash}
+    asked = desk.sampling_inputs(ref)
     tracker = importlib.import_module("lm_eval.loggers").EvaluationTracker(output_path=str(desk.root))
     results = lm_eval.simple_evaluate(
         lm,
         model_args={"path": options.model},
         tasks=names,
-        num_fewshot=options.num_fewshot,
-        limit=options.limit,
-        apply_chat_template=options.apply_chat_template,
+        **how,
         task_manager=manager,
         evaluation_tracker=tracker,
         use_cache=str(desk.root / "samples" / f"answers_{content_id(asked)}"),  # so that it goes on where it was

@@ -26,8 +26,8 @@ from selfreward_jax.evals.answer_files import (
     match,
     questions_of,
 )
-from selfreward_jax.evals.desk import Desk
-from selfreward_jax.evals.head_to_head import ROWS, Asked, Referee, Side, answered, claim, given, head_to_head
+from selfreward_jax.evals.desk import Desk, model_name
+from selfreward_jax.evals.head_to_head import RESULT, ROWS, Asked, Referee, Side, answered, given, head_to_head
 from selfreward_jax.evals.winrate_table import category_table, winrate_table
 from selfreward_jax.llama.load import MODEL_FILE, locate, read_config
 from selfreward_jax.methods.judging import JudgeTemplate
@@ -63,10 +63,11 @@ def _of_two(
     sides_by = {"a": options.sides[0], "b": options.sides[1]}
     settings = _settings(options, config, template, asked, options.judge) | sides_by
     settings |= {"files": {path: sha256_file(path) for path in files}}
-    claim(desk, settings)
+    desk.claim(RESULT, settings)
+    names = dict(zip(options.sides, _names(options.sides), strict=True))
 
     def side(path: str) -> Side:
-        name = _name(path, options.sides)
+        name = names[path]
         if path in files:
             return given(name, path, asked.questions, texts[path])
         return answered(desk, name, path, desk.ref(path), asked.questions)
@@ -90,7 +91,7 @@ def _of_run(
     place = options.output or root / "eval" / "winrate" / epath.Path(options.prompts).stem
     desk = Desk(place, config, interrupt)
     settings = _settings(options, config, template, asked, judge)
-    claim(desk, settings)
+    desk.claim(RESULT, settings)
     if not options.judge:
         say(f"{judge} judges its own answers too; --judge=MODEL asks another")
     sides = {}
@@ -100,10 +101,13 @@ def _of_run(
     return [head_to_head(desk, f"{a}_{b}", asked, sides[a], sides[b], referee, settings) for a, b in pairs], desk
 
 
-def _name(path: str, sides: Sequence[str]) -> str:
-    """A side for people: the last part of its path, if that tells it from the other."""
-    last = [p.rstrip("/").rpartition("/")[2] for p in sides]
-    return last[sides.index(path)] if last[0] != last[1] else path
+def _names(sides: Sequence[str]) -> list[str]:
+    """The sides for people: m2 and m1 of one run; else the run's name with it; whole paths where those are the same."""
+    folders, last = zip(*(p.rstrip("/").rpartition("/")[::2] for p in sides), strict=True)
+    if len(set(folders)) == 1 and len(set(last)) == len(last):
+        return list(last)
+    names = [model_name(p) for p in sides]
+    return names if len(set(names)) == len(names) else list(sides)
 
 
 def _config(options: argparse.Namespace, overrides: Overrides) -> ConfigDict:
@@ -191,7 +195,7 @@ def _show(results: Sequence[Row], desk: Desk) -> None:
     """The tables, and where everything lies; of several processes, one prints them."""
     if not hosts.is_writer():
         return
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, markup=False)
     if not console.is_terminal:
         console.width = 160
     for shown in (winrate_table(results), category_table(results)):

@@ -29,6 +29,7 @@ FORMS = {
     "a.jsonl": [{"prompt": "Two?", "response": "2"}, {"prompt": "One?", "response": "1"}],
     "b.jsonl": [{"prompt": [{"role": "user", "content": w}], "response": r} for w, r in (("One?", "1"), ("Two?", "2"))],
     "c.jsonl": [{"id": "q1", "response": "2", "model": "m"}, {"id": "q0", "response": "1"}],
+    "e.jsonl": [{"id": 1, "response": "2"}, {"id": 0, "response": "1"}],
     "d.json": [{"instruction": "One?", "output": "1", "generator": "m"}, {"instruction": "Two?", "output": "2"}],
 }
 
@@ -36,6 +37,9 @@ FORMS = {
 @pytest.mark.parametrize("name", FORMS)
 def test_answers_are_found_by_prompt_or_id_in_the_order_of_the_prompts(name, prompts, tmp_path):
     path = tmp_path / name
+    if name == "e.jsonl":  # of prompts that count from zero
+        rows = [{"id": n, "prompt": text} for n, text in enumerate(("One?", "Two?", "Three?"))]
+        prompts = load_questions(str(write_jsonl(tmp_path / "counted.jsonl", rows)))
     if name.endswith(".json"):
         path.write_text(json.dumps(FORMS[name]))
     else:
@@ -84,6 +88,12 @@ def test_files_that_answer_different_prompts_are_told_apart_with_counts(tmp_path
 def test_a_wrong_file_of_answers_is_one_line(rows, expected, tmp_path):
     with pytest.raises(UserError, match=expected):
         load_answers(str(write_jsonl(tmp_path / "a.jsonl", rows)))
+
+
+def test_half_a_character_is_found_in_an_array_too(tmp_path):
+    (tmp_path / "a.json").write_text('[{"prompt": "One?", "response": "x \\ud83d y"}]')
+    with pytest.raises(UserError, match=r"a\.json: item 1: half of a surrogate pair"):
+        load_answers(str(tmp_path / "a.json"))
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", '{"prompt": "a"}\n{"prompt": "b"}', "[1]"])

@@ -48,6 +48,12 @@ def test_alpaca_writes_model_outputs(model, tmp_path, capsys):
     assert [row["instruction"] for row in rows] == list(tiny.QUESTIONS[:3])
     assert {row["generator"] for row in rows} == {"model"}
     assert "done already" in capsys.readouterr().err
+    before = contents(tmp_path / "out")
+    for other in ("--name=B", "--config.model.dtype=bfloat16"):
+        words = ["eval", "alpaca", f"--model={model}", f"--prompts={prompts}", f"--output={tmp_path / 'out'}", *SHORT]
+        assert cli.main([*words, other]) == 2
+        assert "holds the result of another evaluation" in capsys.readouterr().err
+        assert contents(tmp_path / "out") == before
 
 
 @pytest.mark.slow

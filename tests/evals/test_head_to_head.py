@@ -6,11 +6,10 @@ from pathlib import Path
 import pytest
 
 from selfreward_jax import cli
-from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.interrupt import Interrupt, Interrupted
 from selfreward_jax.engine.generate import Completion, Request
 from selfreward_jax.stages import verdicts
-from selfreward_jax.verbs.winrate import winrate
+from selfreward_jax.verbs.winrate import _names, winrate
 from tests import tiny
 
 READ = {"judge.method": "expected", "judge.rationale": "False"}  # a tiny judge ends no text in a verdict
@@ -31,7 +30,7 @@ def finished(tmp_path_factory) -> Path:
 @pytest.fixture
 def files(tmp_path) -> dict[str, str]:
     """Prompts and two files of answers, of which the second is the longer one throughout and once the same."""
-    rows = [{"prompt": f"{q} {n}", "category": "odd" if n % 2 else "even"} for n, q in enumerate(tiny.QUESTIONS)]
+    rows = [{"prompt": f"{q} {n}", "category": "[/odd]" if n % 2 else "even"} for n, q in enumerate(tiny.QUESTIONS)]
     tiny.write_jsonl(tmp_path / "prompts.jsonl", rows)
     for name, tail in (("a", ""), ("b", ", and more")):
         answers = [{"prompt": r["prompt"], "response": tiny.ANSWERS[n]} for n, r in enumerate(rows)]
@@ -56,10 +55,14 @@ def test_two_files_are_compared_and_swapped_they_give_the_opposite(data, finishe
         assert cli.main(words(data, *(files[s] for s in sides), *common, place, changes=READ)) == 0
     shown = capsys.readouterr().out
     assert (
-        "A: a.jsonl" in shown and "win rate of A" in shown and "by category" in shown and "comparisons.jsonl" in shown
+        "A: a.jsonl" in shown
+        and "win rate of A" in shown
+        and "by category" in shown
+        and "[/odd]" in shown
+        and "comparisons.jsonl" in shown
     )
     ab, ba = result(tmp_path / "ab"), result(tmp_path / "ba")
-    assert ab["n"] == ba["n"] == 6 and set(ab["by_category"]) == {"even", "odd"}
+    assert ab["n"] == ba["n"] == 6 and set(ab["by_category"]) == {"even", "[/odd]"}
     assert ab["win"] == ba["lose"] and ab["lose"] == ba["win"] and ab["sign_test_p"] == ba["sign_test_p"]
     assert ab["preference"]["value"] == pytest.approx(1 - ba["preference"]["value"], abs=1e-5)
     assert ab["lc_win_rate"]["value"] == pytest.approx(1 - ba["lc_win_rate"]["value"], abs=1e-5)
@@ -74,6 +77,19 @@ def test_two_files_are_compared_and_swapped_they_give_the_opposite(data, finishe
         own = {v["first"]: v["prefers_a"] for v in one["verdicts"]}
         theirs = {v["first"]: v["prefers_a"] for v in other["verdicts"]}
         assert own == {{"a": "b", "b": "a"}[first]: pytest.approx(1 - p, abs=2e-6) for first, p in theirs.items()}
+
+
+@pytest.mark.parametrize(
+    ("sides", "names"),
+    [
+        (("runs/q/m2", "runs/q/m1"), ["m2", "m1"]),
+        (("runs/q/run/m3", "runs/q/sft/m1/"), ["run-m3", "sft-m1"]),
+        (("a.jsonl", "b.jsonl"), ["a.jsonl", "b.jsonl"]),
+        (("x/a/m1", "y/a/m1"), ["x/a/m1", "y/a/m1"]),
+    ],
+)
+def test_sides_are_called_by_what_tells_them_apart(sides, names):
+    assert _names(sides) == names
 
 
 class StopAt(Interrupt):
@@ -143,19 +159,6 @@ def test_a_judge_that_gives_no_verdict_is_stopped_with_its_first_outputs(data, f
     assert not (tmp_path / "o" / "result.json").exists()
     # The same folder, told how, goes on.
     assert cli.main(words(data, files["a"], files["b"], *common, changes=READ)) == 0
-
-
-def test_a_judge_that_gives_no_verdict_is_not_heard_to_the_end():
-    watch = verdicts._Watch("J")
-    row = {"verdict": None, "text": "Well."}
-    for _ in range(verdicts.GIVE_UP_AFTER - 1):
-        watch(row)
-    with pytest.raises(UserError, match=r"J: none of its 64 verdicts.*'Well\.'; 'Well\.'; 'Well\.'\. Use"):
-        watch(row)
-    heard = verdicts._Watch("J")
-    heard({"verdict": "tie", "text": ""})
-    for _ in range(200):
-        heard(row)
 
 
 @pytest.mark.parametrize(

@@ -115,12 +115,20 @@ def test_an_empty_response_follows_nothing(kind):
     assert not follows(kind, {"forbidden_words": ["x"]} if "words" in kind else {}, " \n")
 
 
+def one(kind: str, **arguments) -> dict:
+    return {"instruction_id_list": [kind], "kwargs": [arguments]}
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
         ({"instruction_id_list": ["punctuation:no_coma"]}, "punctuation:no_coma.*Did you mean punctuation:no_comma"),
         ({"kwargs": [{"words": 3}]}, "punctuation:no_comma: .*words"),
         ({"kwargs": []}, "same length"),
+        ({"kwargs": [None]}, "every item of kwargs must be an object"),
+        (one("length_constraints:number_words", num_words=3, relation="more than"), "number_words: .*can't be used"),
+        (one("length_constraints:number_words", num_words="3", relation="at least"), "number_words: .*can't be used"),
+        (one("keywords:existence", keywords=[5]), "existence: .*can't be used"),
         ({"prompt": " "}, "prompt must be text"),
     ],
 )

@@ -134,7 +134,7 @@ def test_against_naive_loops_and_scipy():
 
 def test_a_full_score_is_five_in_every_judgement():
     assert is_full([5, 5, None])
-    assert is_full([4.6])
+    assert is_full([4.6], read=True) and not is_full([4.6])
     assert not is_full([5, 5, 4])
     assert not is_full([None, None])
 

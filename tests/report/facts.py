@@ -39,5 +39,5 @@ def training(stage: str = "dpo", **last: Any) -> Training:
 
 def run(models: tuple[Model, ...] = (), iterations: tuple[Iteration, ...] = (), **changes: Any) -> RunFacts:
     base = Model("M0", "0" * 16, None, None)
-    facts = RunFacts("r", True, (base, *models), iterations, (), (), Results({}, {}), {"dpo.beta": 0.1}, {})
+    facts = RunFacts("r", True, (base, *models), iterations, {}, (), Results({}, {}), {"dpo.beta": 0.1}, {})
     return dataclasses.replace(facts, **changes)

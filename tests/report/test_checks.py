@@ -123,6 +123,6 @@ def test_a_judge_that_is_no_better_than_length():
 
 def test_a_judge_that_changes_its_mind_with_the_order():
     none = Interval(0.5, 0.4, 0.6)
-    found = WinRate("M2", "M1", "j", 10, none, none, none, none, none, 0.5, 0.4, 10.0, 10.0)
+    found = WinRate("M2", "M1", "j", 10, none, none, none, none, none, 0.5, 0.4, 10.0, 10.0, {})
     expected = {"Agreement of both orders on d": ["M2 against M1: 40%"]}
     assert looks(run(results=Results({}, {"d": (found,)}))) == expected

@@ -130,8 +130,21 @@ def test_a_damaged_file_is_named_with_its_line(run):
         collect(epath.Path(run), samples=0)
 
 
+def test_prompts_of_both_seeds_are_there_once(run, tmp_path):
+    judged = [{"prompt": "Why is it so?", "response": r, "judgement": "Score: 3"} for r in "ab"]
+    asked = [{"role": "user", "content": "How good is it?"}, {"role": "assistant", "content": "Score: 1"}]
+    rows = [*judged, {"messages": asked}, {"prompt": "And <b>now</b>?", "response": "c", "judgement": "Score: 0"}]
+    (tmp_path / "eft.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = json.loads((run / "config.json").read_text())
+    config["seeds"]["eft"] = str(tmp_path / "eft.jsonl")
+    (run / "config.json").write_text(json.dumps(config))
+    seeds = collect(epath.Path(run), samples=0).seeds
+    assert seeds["EFT seeds"] == ("Why is it so?", "And <b>now</b>?")
+    assert seeds["IFT seeds"]
+
+
 def test_a_run_whose_seeds_are_gone_has_a_report(run, tmp_path):
     config = json.loads((run / "config.json").read_text())
     config["seeds"]["ift"] = str(tmp_path / "gone.jsonl")
     (run / "config.json").write_text(json.dumps(config))
-    assert collect(epath.Path(run), samples=0).seeds == ()
+    assert "IFT seeds" not in collect(epath.Path(run), samples=0).seeds

@@ -1,5 +1,6 @@
 """What evaluations left in a run's folder, as the report reads it."""
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -10,6 +11,7 @@ from etils import epath
 
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.report.results import read_results
+from selfreward_jax.report.tables import win_categories
 
 
 def measured(value: float | None) -> dict[str, float | None]:
@@ -37,7 +39,7 @@ def win_rate(a: str, b: str) -> dict[str, Any]:
         "kind": "winrate", "a": {"name": a, "hash": "h"}, "b": {"name": b, "hash": "h"}, "judge": "models/judge",
         "prompts": "p.jsonl", "n": 20, "win": measured(0.5), "tie": measured(0.3), "lose": measured(0.2),
         "win_rate": measured(0.65), "lc_win_rate": measured(None), "sign_test_p": 0.03, "agreement": 0.8,
-        "position": {"first": 0.5}, "by_category": {"all": {"n": 20, "win": 10, "tie": 6, "lose": 4}},
+        "position": {"first": 0.5}, "by_category": {"a<b>": {"n": 20, "win": 10, "tie": 6, "lose": 4}},
         "length_a": 60.0, "length_b": 50.0,
     }  # fmt: skip
 
@@ -61,6 +63,20 @@ def test_results_are_read_by_data_file_in_order(tmp_path):
     assert found.judges["ranked"][0].calibration == ((5.0, 0.75),)
     assert [(w.a, w.b) for w in found.win_rates["heldout"]] == [("M2", "M1"), ("M3", "M1"), ("M3", "M2")]
     assert found.win_rates["heldout"][0].win_rate.low == pytest.approx(0.55)
+    assert found.win_rates["heldout"][0].categories == {"a<b>": (10, 6, 4)}
+
+
+def test_the_largest_categories_have_a_line(tmp_path):
+    add_results(tmp_path)
+    first, second, third = read_results(epath.Path(tmp_path)).win_rates["heldout"]
+    many = {f"c{n}": (n, 1, 0) for n in range(20)}
+    table = win_categories([dataclasses.replace(first, categories=many), second])
+    assert table and table.columns == ["M2 vs M1", "M3 vs M1"]
+    lines = table.groups[0].lines
+    assert len(lines) == 12 and table.corner.startswith("the 12 largest of 21")
+    cells = [[line.name, *(c.text for c in line.cells)] for line in lines[:2]]
+    assert cells == [["a<b>", "–", "10 / 6 / 4"], ["c19", "19 / 1 / 0", "–"]]
+    assert win_categories([dataclasses.replace(third, categories={})]) is None
 
 
 def test_what_could_not_be_measured_is_nan(tmp_path):

@@ -13,7 +13,7 @@ PLANETS = [
 
 
 def test_prompts_of_one_topic_are_one_cluster_with_its_words():
-    topics = map_prompts({"seeds": COOKING[:10], "M2": COOKING[10:] + PLANETS})
+    topics = map_prompts({"IFT seeds": COOKING[:10], "M2": COOKING[10:] + PLANETS})
     assert topics
     cooking = [text in COOKING for text in topics.texts]
     for cluster in range(len(topics.words)):
@@ -31,30 +31,32 @@ def test_prompts_of_one_topic_lie_near_each_other():
 
 
 def test_the_same_prompts_give_the_same_map():
-    one, other = (map_prompts({"seeds": COOKING, "M2": PLANETS}) for _ in range(2))
+    one, other = (map_prompts({"IFT seeds": COOKING, "M2": PLANETS}) for _ in range(2))
     assert one and other
     np.testing.assert_array_equal(one.places, other.places)
     np.testing.assert_array_equal(one.clusters, other.clusters)
 
 
 def test_of_many_prompts_some_are_drawn():
-    topics = map_prompts({"seeds": COOKING, "M2": [f"{x} number{n}" for n in range(25) for x in COOKING]})
+    topics = map_prompts({"IFT seeds": COOKING, "M2": [f"{x} number{n}" for n in range(25) for x in COOKING]})
     assert topics
     assert topics.origins.count("M2") == 300
     assert topics.left_out == 200
 
 
 def test_there_is_no_map_of_too_few_prompts_or_of_prompts_without_words():
-    assert map_prompts({"seeds": COOKING[:3], "M2": []}) is None
-    assert map_prompts({"seeds": ["?!", "What is it?"] * 10}) is None
+    assert map_prompts({"IFT seeds": COOKING[:3], "M2": []}) is None
+    assert map_prompts({"IFT seeds": ["?!", "What is it?"] * 10}) is None
 
 
 def test_prompts_that_are_all_alike_have_no_map():
-    assert map_prompts({"seeds": ["Bake a cake today"] * 20}) is None
+    assert map_prompts({"IFT seeds": ["Bake a cake today"] * 20}) is None
 
 
 def test_prompts_that_repeat_lie_at_one_place():
-    topics = map_prompts({"seeds": [*COOKING[:4], *PLANETS[:4], "Bake a cake today"], "M2": ["Bake a cake today"] * 20})
+    topics = map_prompts(
+        {"IFT seeds": [*COOKING[:4], *PLANETS[:4], "Bake a cake today"], "M2": ["Bake a cake today"] * 20}
+    )
     assert topics
     assert len(np.unique(topics.places[8:], axis=0)) == 1
     assert np.isfinite(topics.places).all()

@@ -3,14 +3,29 @@
 import math
 
 import pytest
+from etils import epath
 
+from selfreward_jax.core.config import leaves, load_config
 from selfreward_jax.core.rows import Judgement, Response
 from selfreward_jax.evals.statistics import mean_interval
+from selfreward_jax.methods.judge_function import load_function
 from selfreward_jax.sandbox.measure import NUMBERS, pairwise_accuracy
 from selfreward_jax.sandbox.measure import summarise as summarise_model
-from selfreward_jax.sandbox.study import summarise
+from selfreward_jax.sandbox.study import REWARDS, default_config, seed_config, summarise
 from selfreward_jax.sandbox.table import table, verdicts
 from selfreward_jax.sandbox.world import Task
+
+
+@pytest.mark.parametrize("reward", REWARDS)
+def test_every_reward_is_a_judge_that_a_run_takes(reward, tmp_path):
+    made = seed_config(load_config(default_config(), []), epath.Path(tmp_path), reward, 7)
+    again = load_config(default_config(), [f"--config.{name}={value}" for name, value in leaves(made) if value])
+    assert (again.seed, again.judge.by, again.judge.method) == (7, made.judge.by, made.judge.method)
+    assert (made.judge.by == "m1") == (reward == "frozen")
+    if made.judge.method == "function":
+        judge = load_function(made.judge.function)
+        assert judge(({"role": "user", "content": "copy abcde"},), "abcxx!!") == 3.0
+
 
 TASKS = {"p": Task("copy", "abcde"), "q": Task("next", "abcde")}
 
