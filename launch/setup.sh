@@ -37,7 +37,8 @@ install() {
   if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
     echo "launch: installing (a minute or two the first time)" >&2
     shift
-    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check "$@"
+    # What is never imported need not be compiled; the rest is when it first is.
+    "$VENV/bin/python" -m pip install --quiet --no-compile --disable-pip-version-check "$@"
     echo "$wanted" >"$stamp"
   fi
 }

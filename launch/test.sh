@@ -16,5 +16,9 @@ use_venv
 export JAX_PLATFORMS=cpu
 ruff check .
 ruff format --check .
-pyright
-python -m pytest -n 3 --dist loadfile --no-loadscope-reorder "$@" # for two cores: workers wait now and then
+pyright >"$VENV/pyright.log" 2>&1 &
+types=$!
+status=0
+python -m pytest -n 3 --dist loadfile --no-loadscope-reorder "$@" || status=$? # for two cores: workers wait now and then
+wait "$types" || { cat "$VENV/pyright.log"; status=1; }
+exit "$status"

@@ -12,7 +12,7 @@ nbclient = pytest.importorskip("nbclient")
 
 SMALL = {
     "quickstart": "answer_tokens = 12\njudgement_tokens = 16\nepochs = 1",
-    "sandbox": "seeds = 1\nrows = 600\nepochs = 3\ncount = 24\nheld_out = 8",
+    "sandbox": "seeds = 1\nrows = 600\nepochs = 2\ncount = 12\nheld_out = 6",
 }
 
 
