@@ -234,6 +234,7 @@ def test_a_stopped_judge_goes_on_and_ends_with_the_same_rows(made, data, run, ra
     [
         ("--eft_rows=13", "sets of another request (another eft_rows)"),
         ("--config.judge.samples=5", "judgements of another judge (another judge)"),
+        ("--config.model.dtype=bfloat16", "judgements of another judge (another dtype)"),
     ],
 )
 def test_another_request_does_not_take_the_place_of_what_is_there(change, what, made, data, run, ranked_file, capsys):

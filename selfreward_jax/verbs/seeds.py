@@ -100,7 +100,7 @@ def _judging(options: argparse.Namespace, config: Any, ref: ModelRef | None) -> 
     """All that the judgements follow from."""
     if ref is None:
         return {}
-    settings = {"judge": config.judge.to_dict(), "generation": config.generation.to_dict()}
+    settings = {"judge": config.judge.to_dict(), "generation": config.generation.to_dict(), "dtype": config.model.dtype}
     template = content_id(JudgeTemplate(config.judge.template).text)
     return {"model": ref.hash, "template": template, "eft_prompts": options.eft_prompts, **settings}
 
