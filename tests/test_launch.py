@@ -100,7 +100,8 @@ def test_the_recipe_asks_for_each_stage_in_words_that_are_understood(rows, tmp_p
     ended, asked = recipe(tmp_path, "--config.seed=3", ROWS=rows)
     assert ended.returncode == 0, ended.stderr
     assert [verb(words) for words in asked] == [
-        "seeds", "sft", "seeds", "run", "eval judge", "eval judge", *4 * ["eval winrate"], *4 * ["eval ifeval"], "report",
+        "seeds", "sft", "seeds", "run", "eval judge", "eval judge",
+        *4 * ["eval winrate"], *4 * ["eval ifeval"], "report",
     ]  # fmt: skip
     for words in asked:
         options, rest = cli.parser().parse_known_args(words)
