@@ -12,7 +12,7 @@ fast: ## tests that take seconds
 lint: ## lint and types
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && PATH="$$PWD/.venv/bin:$$PATH" .venv/bin/pyright
 
-bench: ## a round against transformers, a decode step against the machine's limits, memory, a training step (half an hour)
+bench: ## a round against transformers, for which .venv needs torch (pip install torch), a decode step against the machine's limits, memory, a training step (half an hour)
 	.venv/bin/python benchmarks/round.py --peer transformers
 	.venv/bin/python benchmarks/decode_step.py
 	.venv/bin/python benchmarks/memory.py

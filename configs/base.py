@@ -1,8 +1,8 @@
 """Every field of a run with the paper's value where the paper gives one.
 
 Other files in this folder call `get_config` and change what differs; the command line changes single fields:
-`--config.dpo.beta=0.2`. "paper" below is Self-Rewarding Language Models (arXiv 2401.10020); where it is silent the
-project decides and says so.
+`--config.dpo.beta=0.2`. "paper" below is Self-Rewarding Language Models (arXiv 2401.10020); where it is silent on what
+it must have chosen too, the project decides and says "not stated in the paper". All else is this program's own.
 """
 
 from ml_collections import ConfigDict
@@ -48,13 +48,13 @@ def get_config() -> ConfigDict:
     c.sft.batch_size = 16  # rows a step (paper)
     c.sft.micro_batch_size = 0  # rows at a time on all devices together, 0: the whole batch
     c.sft.epochs = 3  # not stated in the paper
-    c.sft.dropout = 0.1  # paper; on the two residual branches of every layer
-    c.sft.max_length = 2048  # tokens of prompt and response; longer rows are dropped and counted
+    c.sft.dropout = 0.1  # paper; where it acts is not stated there: here on the two residual branches of every layer
+    c.sft.max_length = 2048  # tokens of prompt and response; longer rows are dropped (not stated in the paper)
     c.sft.weight_decay = 0.0  # not stated in the paper
-    c.sft.adam_b1 = 0.9
-    c.sft.adam_b2 = 0.95
-    c.sft.adam_eps = 1e-8
-    c.sft.clip_norm = 1.0  # of the global gradient norm, 0 for none
+    c.sft.adam_b1 = 0.9  # not stated in the paper
+    c.sft.adam_b2 = 0.95  # not stated in the paper
+    c.sft.adam_eps = 1e-8  # not stated in the paper
+    c.sft.clip_norm = 1.0  # of the global gradient norm, 0 for none (not stated in the paper)
 
     c.prompts = ConfigDict()
     c.prompts.source = "self_instruct"  # or a JSONL file with `prompt` (text or messages), split among iterations
@@ -69,7 +69,7 @@ def get_config() -> ConfigDict:
     c.prompts.top_p = 0.9  # paper
     c.prompts.top_k = 0  # only the k most probable tokens; 0: all
     c.prompts.min_p = 0.0  # only tokens at least this share as probable as the most probable one; 0: all
-    c.prompts.max_new_tokens = 128
+    c.prompts.max_new_tokens = 128  # not stated in the paper
     c.prompts.rouge_threshold = 0.7  # a more similar one is rejected (Self-Instruct)
     c.prompts.min_words = 4  # Self-Instruct
     c.prompts.max_words = 150  # Self-Instruct
@@ -85,28 +85,29 @@ def get_config() -> ConfigDict:
     c.respond.top_p = 0.9  # paper
     c.respond.top_k = 0
     c.respond.min_p = 0.0
-    c.respond.max_new_tokens = 1024
+    c.respond.max_new_tokens = 1024  # not stated in the paper
     c.respond.min_new_tokens = 0  # no answer ends before so many tokens
     c.respond.stop = ()  # texts that end an answer, beside the model's end tokens
-    c.respond.truncated = "drop"  # an answer cut by the length limit: "drop" it from pairs or "keep" it
+    c.respond.truncated = "drop"  # an answer cut by the limit: "drop" or "keep" it (not stated in the paper)
 
     c.judge = ConfigDict()
-    c.judge.template = ""  # "": the package's additive five points; or a text file with {{prompt}} and {{response}}
+    c.judge.template = ""  # "": the package's additive five points; or a text file with {{prompt}} and
+    # {{response}}, each once, that asks for a last line `Score: n` from 0 to 5
     c.judge.by = "current"  # "current": M_t judges its own answers (paper); "m0", "m1": that one all
     c.judge.method = "sampled"  # how a score comes about:
     # "sampled": read from the judgement's text (paper); "completion": the model writes its reasons, then the most
     # probable score after `Score:` is taken, so every judgement has one; "expected": the mean of the model's
     # distribution over the scores 0 to 5 there
     # "function": no model judges, judge.function gives the score
-    c.judge.function = ""  # module:name of a Python function; from a prompt's messages and an answer's text it gives
-    # a score from 0 to 5, or None for an answer that can't be judged
+    c.judge.function = ""  # module:name of a Python function, also in a file of the current folder; from a prompt's
+    # messages and an answer's text it gives a score from 0 to 5, or None for an answer that can't be judged
     c.judge.rationale = True  # "expected" alone: reasons before the score; without, one prefill and no sampling
     c.judge.samples = 3  # judgements a response, averaged (paper)
     c.judge.temperature = 0.7  # paper
     c.judge.top_p = 0.9  # paper
     c.judge.top_k = 0
     c.judge.min_p = 0.0
-    c.judge.max_new_tokens = 256
+    c.judge.max_new_tokens = 256  # not stated in the paper
     c.judge.min_parsed = 2  # judgements with a score that a response needs to be ranked (not stated in the paper)
 
     c.pairs = ConfigDict()
@@ -133,17 +134,17 @@ def get_config() -> ConfigDict:
     c.dpo.learning_rate = 1e-6  # paper
     c.dpo.final_learning_rate = 1e-7  # paper
     c.dpo.schedule = "cosine"  # paper
-    c.dpo.warmup_steps = 0
+    c.dpo.warmup_steps = 0  # not stated in the paper
     c.dpo.batch_size = 16  # pairs a step (paper); answers for kto
     c.dpo.micro_batch_size = 0
     c.dpo.epochs = 1  # not stated in the paper
-    c.dpo.dropout = 0.1  # paper
-    c.dpo.max_length = 4096
-    c.dpo.weight_decay = 0.0
-    c.dpo.adam_b1 = 0.9
-    c.dpo.adam_b2 = 0.95
-    c.dpo.adam_eps = 1e-8
-    c.dpo.clip_norm = 1.0
+    c.dpo.dropout = 0.1  # paper; as sft.dropout
+    c.dpo.max_length = 4096  # not stated in the paper
+    c.dpo.weight_decay = 0.0  # not stated in the paper
+    c.dpo.adam_b1 = 0.9  # not stated in the paper
+    c.dpo.adam_b2 = 0.95  # not stated in the paper
+    c.dpo.adam_eps = 1e-8  # not stated in the paper
+    c.dpo.clip_norm = 1.0  # not stated in the paper
 
     c.training = ConfigDict()
     c.training.length_bucket = 128  # rows are padded to a multiple of this many tokens

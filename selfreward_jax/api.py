@@ -12,12 +12,12 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from selfreward_jax.configs import base
-from selfreward_jax.core.config import CHOICES, check, check_loss_bounds, load_config
+from selfreward_jax.core.config import CHOICES, check, check_loss_bounds, leaves, load_config
 from selfreward_jax.core.errors import UserError, did_you_mean
 from selfreward_jax.core.interrupt import Interrupt
 from selfreward_jax.core.losses import check_losses, loss_settings
 from selfreward_jax.core.progress import meter
-from selfreward_jax.core.rows import Judgement, Pair, Prompt, Response, Row, as_messages, content_id
+from selfreward_jax.core.rows import Judgement, Pair, Prompt, Response, Row, as_messages, content_id, parse_row
 from selfreward_jax.engine.compiling import keep_compiled_programs
 from selfreward_jax.engine.generate import Completion, Engine, EngineSettings, Reading, Request
 from selfreward_jax.engine.sampling import SamplingSettings
@@ -30,11 +30,14 @@ from selfreward_jax.llama.load import Model, load_model
 from selfreward_jax.llama.lora import LoraSettings
 from selfreward_jax.llama.peft import save_adapter
 from selfreward_jax.loop import self_reward
+from selfreward_jax.methods.judge_function import JudgeFunction, source_hash
 from selfreward_jax.methods.judging import JudgeTemplate
+from selfreward_jax.methods.pairing import PAIR_RULES
 from selfreward_jax.methods.score_slot import ScoreSlot
 from selfreward_jax.report.make import report_on
 from selfreward_jax.stages import summary
 from selfreward_jax.stages.judge import (
+    function_row,
     judge_requests,
     judge_sampling,
     judgement_row,
@@ -50,7 +53,7 @@ from selfreward_jax.training.loop import TrainSettings, train
 from selfreward_jax.training.objectives import SFT, Objective, make_objective
 from selfreward_jax.training.optimizer import OptimizerSettings
 from selfreward_jax.training.packing import Layout
-from selfreward_jax.training.preferences import preference_rows
+from selfreward_jax.training.preferences import given_pair, preference_rows
 from selfreward_jax.training.step import ForwardSettings
 
 
@@ -58,14 +61,18 @@ def config(path: str = "", **fields: Any) -> ConfigDict:
     """A configuration: a file (`configs/quickstart.py`) or every default, with fields changed.
 
     Args:
-      fields: dotted names with `__` for the dot, such as `dpo__beta=0.2`.
+      fields: dotted names with `__` for the dot, such as `dpo__beta=0.2`; where a field holds several values, a tuple,
+        or the only one.
 
     Raises:
       UserError: no such file or field, or a value that can't work.
     """
     made = load_config(path) if path else base.get_config()
     try:
-        made.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
+        known = dict(leaves(made))
+        given = {name.replace("__", "."): value for name, value in fields.items()}
+        lists = {name for name, value in given.items() if isinstance(known.get(name), tuple) and isinstance(value, str)}
+        made.update_from_flattened_dict({n: (value,) if n in lists else value for n, value in given.items()})
     except (KeyError, AttributeError, TypeError, ValueError) as error:
         raise UserError(f"config: {str(error).splitlines()[0]}") from None
     check(made)
@@ -121,6 +128,7 @@ def judge(
     responses: Sequence[Response],
     *,
     method: str = "sampled",
+    function: JudgeFunction | None = None,
     rationale: bool = True,
     samples: int = 3,
     template: str = "",
@@ -134,13 +142,18 @@ def judge(
 
     Args:
       method: "sampled" (paper): the score stands in the text; "completion": the most probable one after the reasons;
-        "expected": the mean of the model's distribution over the scores.
+        "expected": the mean of the model's distribution over the scores; "function": what `function` gives.
+      function: from a prompt's messages and an answer's text to a score from 0 to 5, or None. No model judges then.
       rationale: for "expected": reasons first. Without them there is one judgement an answer, and nothing is sampled.
       samples: judgements an answer.
     """
     if method not in CHOICES["judge.method"]:
         raise UserError(f"judge: the method {method!r} is not one of {', '.join(CHOICES['judge.method'])}.")
+    if (method == "function") != (function is not None):
+        raise UserError('judge: function=... goes with method="function", and that with it.')
     asked = {p.id: p.messages for p in _prompts(prompts)}
+    if function:
+        return [function_row(source_hash(function), function, asked[r.prompt_id], r) for r in responses]
     slot = None if method == "sampled" else ScoreSlot.of(model.chat)
     limit = model.context - max_new_tokens - (slot.longest if slot else 0)
     requests = judge_requests(model.chat, JudgeTemplate(template), asked, responses, limit)
@@ -230,6 +243,8 @@ def pairs(
     keep_truncated: bool = False,
 ) -> list[Pair]:
     """Highest against lowest mean score of each prompt; ties make no pair."""
+    if rule not in PAIR_RULES:
+        raise UserError(f"pairs: the rule {rule!r} is not one of {', '.join(PAIR_RULES)}.")
     ref = ModelRef(model.name, model.hash)
     made, _, _ = make_pairs(
         model.chat, _prompts(prompts), responses, judgements, model=ref, reference=ref,
@@ -263,7 +278,7 @@ def sft(
 
 def dpo(
     model: Model,
-    pairs: Sequence[Pair],
+    pairs: Sequence[Pair | Mapping[str, Any]],
     *,
     reference: Model | None = None,
     beta: float = 0.1,
@@ -280,6 +295,7 @@ def dpo(
     """A new model by DPO or another loss, and the metrics of every step.
 
     Args:
+      pairs: what `sr.pairs` gives; or rows of your own with `prompt`, `chosen` and `rejected`, text or messages.
       reference: `model` itself if none is given; not used by losses without one.
       loss_type: one name or several; see section `dpo` of configs/base.py.
       lora: as in `sft`.
@@ -291,7 +307,11 @@ def dpo(
         raise UserError(f"sr.dpo: no option {name!r}.{did_you_mean(name, vars(losses))}")
     check_loss_bounds(losses, "sr.dpo: ")
     check_losses(losses, "sr.dpo: ")
-    labelled, dropped = preference_rows(pairs, losses, model.context, "sr.dpo")
+    made = [
+        p if isinstance(p, Pair) else parse_row(p, lambda row: given_pair(row, model.chat), f"sr.dpo: pair {number}")
+        for number, p in enumerate(pairs, 1)
+    ]
+    labelled, dropped = preference_rows(made, losses, model.context, "sr.dpo")
     if not labelled:
         raise UserError(f"sr.dpo: no pairs to learn from; {dropped} exceed the context of {model.context} tokens.")
     data = [x.row for x in labelled]

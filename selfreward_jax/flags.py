@@ -130,7 +130,9 @@ def chat_arguments(parser: argparse.ArgumentParser) -> None:
 def sandbox_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", default="", metavar="FILE", help="of the runs (default: configs/sandbox.py)")
     parser.add_argument("--workdir", required=True, metavar="DIR", help="for worlds, runs and results")
-    parser.add_argument("--seeds", type=number(int, 1), default=1, metavar="N", help="runs from 0 to N - 1 (default 1)")
+    parser.add_argument(
+        "--seeds", type=number(int, 1), default=1, metavar="N", help="how many runs, with seeds 0 to N - 1 (default 1)"
+    )
     parser.add_argument(
         "--reward", default="self", choices=["self", "frozen", "truth"],
         help="self: every model judges its own answers (default); frozen: M1 judges all; truth: the true score",

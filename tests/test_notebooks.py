@@ -1,7 +1,9 @@
 """The notebooks run from start to end. Their cell of parameters is replaced by one that takes seconds."""
 
+import importlib.util
 import os
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
@@ -9,6 +11,7 @@ from tests.tiny import ROOT, environment
 
 nbformat = pytest.importorskip("nbformat")
 nbclient = pytest.importorskip("nbclient")
+TransformerManager = pytest.importorskip("IPython.core.inputtransformer2").TransformerManager
 
 SMALL = {
     "quickstart": "answer_tokens = 12\njudgement_tokens = 16\nepochs = 1",
@@ -29,6 +32,37 @@ def test_a_notebook_runs_from_start_to_end(name, tmp_path, monkeypatch):
     nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder)}}).execute()
     pictures = [o for cell in notebook.cells for o in cell.get("outputs", ()) if "image/png" in o.get("data", {})]
     assert pictures and os.environ["JAX_PLATFORMS"] == "cpu"
+
+
+def asked_to_install(name: str, repository: str) -> list[str]:
+    """What the cell of installation asks a shell for where nothing is installed."""
+    cells = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells
+    (source,) = [cell.source for cell in cells if "%pip" in cell.source]
+    asked: list[str] = []
+    values: dict = {}
+    shell = SimpleNamespace(
+        system=lambda words: asked.append(words.format(**values)),
+        run_line_magic=lambda magic, words: asked.append(f"{magic} {words.format(**values)}"),
+    )
+    values["get_ipython"] = lambda: shell
+    source = TransformerManager().transform_cell(source)
+    exec(source.replace('REPOSITORY = ""', f"REPOSITORY = {repository!r}"), values)
+    return asked
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_notebook_by_itself_clones_the_repository(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    with pytest.raises(RuntimeError, match="REPOSITORY above"):
+        asked_to_install(name, "")
+    assert asked_to_install(name, "there")[:2] == [
+        "git clone -q --depth 1 there selfreward_jax-source",
+        "pip install -q selfreward_jax-source",
+    ]
+    (tmp_path / "pyproject.toml").touch()
+    assert asked_to_install(name, "")[0] == "pip install -q .."
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -15,7 +15,7 @@ from selfreward_jax.methods.judging import JudgeTemplate, parse_score
 from selfreward_jax.stages import unread
 from tests import tiny
 
-REAL = tiny.ROOT.parent / "shared" / "data"
+REAL = tiny.REAL_DATA
 
 
 def ranked_rows(n: int, ranks=(0, 1, 2), **fields) -> list[dict]:

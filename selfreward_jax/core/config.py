@@ -29,7 +29,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "generation.cache_dtype": ("", "float32", "bfloat16"),
     "generation.attention": ("auto", "xla", "pallas"),
     "respond.truncated": ("drop", "keep"),
-    "pairs.rule": ("best_worst",),
+    "pairs.rule": ("best_worst",),  # the names of methods.pairing.PAIR_RULES
     "dpo.data": ("pairs", "positives"),
     "dpo.init_from": ("current", "m0", "m1"),
     "dpo.reference": ("current", "m0", "m1"),

@@ -1,6 +1,6 @@
 """Who wins, from what a judge said of two answers in both orders, and how sure that is.
 
-A win is one only where both orders agree (paper, section 3.2): a judge that takes whatever stands first says nothing
+A win is one only where both orders agree (paper §3.1.2): a judge that takes whatever stands first says nothing
 about the answers, so where the orders disagree it is a tie. A prompt of which an order has no readable verdict is
 missing: it is neither a tie nor a win, and is counted.
 """

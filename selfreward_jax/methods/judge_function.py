@@ -1,10 +1,13 @@
 """A judge that is a Python function: for answers that can be checked, and for rewards of a user's own."""
 
+import contextlib
 import hashlib
 import importlib
 import inspect
 import math
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 from selfreward_jax.core.errors import UserError
@@ -15,7 +18,7 @@ JudgeFunction = Callable[[Messages, str], float | None]
 
 
 def load_function(name: str) -> JudgeFunction:
-    """The function of `judge.function`, `module:name`.
+    """The function of `judge.function`, `module:name`; the module may lie in the current folder.
 
     Args:
       name: takes a prompt's messages and an answer's text, and gives a score from 0 to 5 or None.
@@ -28,7 +31,8 @@ def load_function(name: str) -> JudgeFunction:
     if not (module and colon and attribute):
         raise UserError(f"{where!r}: not understood; write module:name.")
     try:
-        function: Any = getattr(importlib.import_module(module), attribute)
+        with _current_folder_first():
+            function: Any = getattr(importlib.import_module(module), attribute)
     except ImportError as error:
         raise UserError(f"{where}: can't be imported ({error}).") from None
     except AttributeError:
@@ -36,6 +40,17 @@ def load_function(name: str) -> JudgeFunction:
     if not callable(function):
         raise UserError(f"{where}: is no function.")
     return cast(JudgeFunction, function)
+
+
+@contextlib.contextmanager
+def _current_folder_first() -> Iterator[None]:
+    """An installed command does not look for modules where it is called, as `python -m` does."""
+    before = list(sys.path)
+    sys.path.insert(0, os.getcwd())
+    try:
+        yield
+    finally:
+        sys.path[:] = before
 
 
 def source_hash(function: JudgeFunction) -> str:

@@ -1,4 +1,4 @@
-"""New prompts by showing old ones (Self-Instruct, Wang et al. 2022; paper §2.3), and the filters they must pass."""
+"""New prompts by showing old ones (Self-Instruct, Wang et al. 2022; paper §2.2), and the filters they must pass."""
 
 import collections
 import dataclasses

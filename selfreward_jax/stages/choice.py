@@ -1,4 +1,4 @@
-"""Which checkpoint of a training becomes the model, by what a judge prefers (paper, appendix A.3).
+"""Which checkpoint of a training becomes the model, by what a judge prefers (paper §3.1.3).
 
 Every checkpoint answers the same prompts. Then, in the order of their steps, each is compared with the best before it,
 answer by answer and in both orders, as in a head-to-head; it takes that one's place if it wins more prompts than it

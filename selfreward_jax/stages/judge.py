@@ -1,4 +1,4 @@
-"""Judgements of answers by the model that gave them, and a score from each (paper §2.3).
+"""Judgements of answers by the model that gave them, and a score from each (paper §2.2).
 
 The paper's way reads the score from the sampled text. Two others read it from the model's distribution over the
 scores, after sampled reasons or with none at all (`methods/score_slot.py`).
@@ -203,8 +203,15 @@ def _call_function(
     asked = {p.id: p.messages for p in prompts}
     rows = []
     for r in responses:
-        score = checked_score(function, asked[r.prompt_id], r.text)
-        text = "no score" if score is None else f"{LABEL} {score:g}"
-        rows.append(Judgement(content_id(inputs["function"], r.id, text), r.id, 0, text, score, "function"))
+        rows.append(function_row(inputs["function"], function, asked[r.prompt_id], r))
         work.interrupt.check()
     work.write(artefact, inputs, "".join(map(to_line, rows)))
+
+
+def function_row(
+    source: str, function: JudgeFunction, prompt: tuple[dict[str, str], ...], response: Response
+) -> Judgement:
+    """The function's judgement of one answer; `source` is the hash of its text."""
+    score = checked_score(function, prompt, response.text)
+    text = "no score" if score is None else f"{LABEL} {score:g}"
+    return Judgement(content_id(source, response.id, text), response.id, 0, text, score, "function")

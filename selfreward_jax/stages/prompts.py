@@ -40,7 +40,7 @@ def create_prompts(run: Run, t: int, model: ModelRef) -> list[Prompt]:
         rows = _from_file(run, t)
         inputs["file"] = sha256_file(c.source)
         if not run.is_made(artefact, inputs):
-            run.write(artefact, inputs, "".join(map(to_line, rows)))
+            run.write(artefact, inputs, "".join(map(to_line, rows)), metrics={"prompts/kept": len(rows)})
         return load_rows(run.root / artefact, Prompt)
 
     generator = run.base() if c.generator == "base" else model

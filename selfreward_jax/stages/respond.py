@@ -1,4 +1,4 @@
-"""Candidate answers y: N samples of each prompt from the current model (paper §2.3)."""
+"""Candidate answers y: N samples of each prompt from the current model (paper §2.2)."""
 
 import functools
 from collections.abc import Sequence

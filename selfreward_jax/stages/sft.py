@@ -1,4 +1,4 @@
-"""Supervised fine-tuning of M0 on instruction following and evaluation following data: M1 (paper §2.2)."""
+"""Supervised fine-tuning of M0 on instruction following and evaluation following data: M1 (paper §2.1)."""
 
 from collections.abc import Sequence
 

@@ -1,6 +1,6 @@
 """Rows that training doesn't see: which they are, what a model's loss on them is, and the choice of a checkpoint by it.
 
-The paper (appendix A.3) saves a checkpoint every 200 steps and chooses one with a model from outside on 253 prompts.
+The paper (§3.1.3) saves a checkpoint every 200 steps and chooses one with a model from outside on 253 prompts.
 Here the choice rests on the rows' own loss or accuracy; another measure is one more metric and one more rank. The
 paper's way is in `stages/choice.py`.
 """

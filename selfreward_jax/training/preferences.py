@@ -2,11 +2,13 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.losses import LOSSES, LossSettings
-from selfreward_jax.core.rows import Pair
+from selfreward_jax.core.rows import Pair, as_messages, content_id, from_dict
+from selfreward_jax.core.tokens import Chat
 from selfreward_jax.training.batches import Example, TrainRow
 
 SIDES = ("chosen", "rejected")
@@ -23,6 +25,46 @@ class Labelled:
     def tail_start(self) -> int:
         """Where the shortest answer ends, for LD-DPO."""
         return min(len(e.response_ids) for e in self.row.examples)
+
+
+def given_pair(row: Mapping[str, Any], chat: Chat) -> Pair:
+    """A pair from a row of TRL's preference columns, `prompt`, `chosen` and `rejected`, each text or messages.
+
+    A line of `pairs.jsonl` keeps its token ids. `score_chosen`, `score_rejected` and `weight` are taken where they are
+    there, and other columns are ignored.
+
+    Raises:
+      KeyError, TypeError, ValueError: a column is missing, or is neither text nor messages.
+    """
+    if "chosen_token_ids" in row:
+        return from_dict(Pair, dict(row))
+    prompt = as_messages(row["prompt"])
+    chosen, rejected = (_answer_text(row[side], side) for side in SIDES)
+    high, low = (float(row.get(f"score_{side}", 0)) for side in SIDES)
+    return Pair(
+        id=content_id(prompt, chosen, rejected),
+        prompt_id=content_id(prompt),
+        prompt=prompt,
+        chosen=({"role": "assistant", "content": chosen},),
+        rejected=({"role": "assistant", "content": rejected},),
+        score_chosen=high,
+        score_rejected=low,
+        margin=high - low,
+        prompt_token_ids=tuple(chat.prompt_ids(prompt)),
+        chosen_token_ids=tuple(chat.response_ids(chosen)),
+        rejected_token_ids=tuple(chat.response_ids(rejected)),
+        provenance={},
+        weight=float(row.get("weight", 1)),
+    )
+
+
+def _answer_text(answer: Any, side: str) -> str:
+    if isinstance(answer, list | tuple) and len(answer) == 1 and isinstance(answer[0], Mapping):
+        message = answer[0]
+        answer = message.get("content") if message.get("role") == "assistant" else None
+    if not isinstance(answer, str):
+        raise ValueError(f"{side} must be text or one message of the assistant")
+    return answer
 
 
 def preference_rows(

@@ -223,14 +223,14 @@ def test_answers_that_do_not_fit_the_judge_are_one_line(data, finished, files, t
 
 
 def test_real_prompts_and_answers_are_read():
-    """The files of the shared data go together by their ids."""
+    """Prompts and answers in two files go together by their ids."""
     import gzip
 
     from selfreward_jax.evals.answer_files import load_questions
 
-    folder = tiny.ROOT.parent / "shared" / "data"
+    folder = tiny.REAL_DATA
     if not folder.exists():
-        pytest.skip("the shared data is not beside the project")
+        pytest.skip("SELFREWARD_TEST_DATA names no folder")
     questions = {q.key: q for q in load_questions(str(folder / "prompts_heldout.jsonl"))}
     with gzip.open(folder / "heldout_baselines.jsonl.gz", "rt") as lines:
         assert {json.loads(line)["id"] for line in lines} <= set(questions)

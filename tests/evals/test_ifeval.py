@@ -20,7 +20,7 @@ from selfreward_jax.evals.ifeval import (
 from selfreward_jax.evals.instructions import VERIFIERS, check_instruction, follows
 from tests import tiny
 
-DATA = tiny.ROOT.parent / "shared" / "data" / "ifeval.jsonl"
+DATA = tiny.REAL_DATA / "ifeval.jsonl"
 ENGLISH = "the weather in the north of the country is cold and wet for most of the year"
 GERMAN = "Das Wetter im Norden des Landes ist die meiste Zeit des Jahres kalt und nass."
 

@@ -3,7 +3,6 @@
 import itertools
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +11,9 @@ from scipy import stats
 from selfreward_jax.evals.human import load_human
 from selfreward_jax.evals.judge_metrics import Judged, agreement, is_full, judge_metrics, partial_correlation, to_json
 from selfreward_jax.evals.subsets import SECTIONS, subset_metrics
+from tests import tiny
 
-RANKED = Path(__file__).parents[2].parent / "shared" / "data" / "ranked.jsonl"
+RANKED = tiny.REAL_DATA / "ranked.jsonl"
 
 
 def row(ranks, scores, *, lengths=None, full=None, prompt="", subset=""):

@@ -1,5 +1,7 @@
 """A Python function as the judge."""
 
+import sys
+
 import pytest
 
 from selfreward_jax.core.errors import UserError
@@ -30,6 +32,14 @@ def test_a_function_is_found_by_its_name_and_known_by_its_text():
     found = load_function("tests.methods.test_judge_function:length")
     assert checked_score(found, PROMPT, "abc") == 3.0
     assert len(source_hash(found)) == 64 and source_hash(found) != source_hash(load_function("math:floor"))
+
+
+def test_a_function_is_found_in_the_current_folder(tmp_path, monkeypatch):
+    (tmp_path / "judge_of_mine.py").write_text("def score(prompt, response):\n    return 2\n")
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p])  # as in an installed command
+    monkeypatch.chdir(tmp_path)
+    assert checked_score(load_function("judge_of_mine:score"), PROMPT, "abc") == 2.0
+    assert str(tmp_path) not in sys.path
 
 
 @pytest.mark.parametrize("score", [-1, 5.5, float("nan"), "good", [3]])

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from selfreward_jax.core.config import CHOICES
 from selfreward_jax.core.rows import Judgement, Response
-from selfreward_jax.methods.pairing import Drop, best_worst, judgement_facts, positives, rank
+from selfreward_jax.methods.pairing import PAIR_RULES, Drop, best_worst, judgement_facts, positives, rank
 
 
 def response(name: str, *, ids: tuple[int, ...] | None = None, stop="eos") -> Response:
@@ -113,3 +114,7 @@ def test_a_pair_tells_the_judgements_behind_it_in_their_order():
     judgements = {"a": judged({"a": [1, None, 3]})["a"][::-1]}
     (scored,), _ = rank([response("a")], judgements, min_parsed=1, keep_truncated=False)
     assert judgement_facts(scored) == {"response": "a", "judgements": ["a0", "a1", "a2"], "scores": [1, None, 3]}
+
+
+def test_the_configuration_knows_each_rule():
+    assert CHOICES["pairs.rule"] == tuple(PAIR_RULES)

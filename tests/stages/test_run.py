@@ -276,6 +276,7 @@ def test_the_summary_has_a_row_for_each_model(finished):
             sum(r["loss"] for r in log[:3]) / 3 if t == 1 else log[0]["loss"]
         )
     assert summary[0]["data"] == {"ift_rows": 32, "ift_dropped_too_long": 0, "eft_rows": 32, "eft_dropped_too_long": 0}
+    assert [row.get("prompts/kept") for row in summary] == [None, *(len(rows(finished, t, "prompts")) for t in (2, 3))]
     assert [row["data"].get("pairs") for row in summary] == [None, *(len(rows(finished, t, "pairs")) for t in (2, 3))]
 
 
