@@ -196,7 +196,7 @@ def costs(text: str, rounds_of: Mapping[str, int] | None = None) -> Costs:
     """Reads a compiled program's text.
 
     Args:
-      rounds_of: for loops whose rounds aren't written down, by a part of the name of the operation they come from.
+      rounds_of: for loops whose rounds aren't written down, by the name of the operation that they come from.
     """
     program, total = Program(text), Costs()
     collectives: dict[str, Collective] = {}
@@ -215,10 +215,10 @@ def costs(text: str, rounds_of: Mapping[str, int] | None = None) -> Costs:
             if op.code == "while":
                 count = rounds(program, op)
                 if count is None:
-                    told = [n for part, n in (rounds_of or {}).items() if part in op.rest]
-                    count = told[0] if told else 1
-                    if not told:
-                        total.unknown_loops.append(_source(op))
+                    source = _source(op)
+                    count = (rounds_of or {}).get(source, 1)
+                    if source not in (rounds_of or {}):
+                        total.unknown_loops.append(source)
                 visit(op.called("body")[0], times * count, op.called("body")[0], False)
             elif op.code == "fusion":
                 visit(op.called("calls")[0], times, outer, True)

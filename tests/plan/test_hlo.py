@@ -53,8 +53,21 @@ def test_a_loop_that_goes_on_as_the_data_asks_is_named_and_can_be_told():
     text = text_of(until, (N, D), (D, D))
     once = costs(text)
     assert once.flops == 2 * N * D * D and once.unknown_loops == ["jit(until)/while"]
-    told = costs(text, {"jit(until)": 9})
+    told = costs(text, {"jit(until)/while": 9})
     assert told.flops == 9 * once.flops and not told.unknown_loops
+
+
+def test_a_loop_inside_of_one_that_is_told_has_rounds_of_its_own():
+    def until(x, w):
+        def outer(x):
+            return jax.lax.while_loop(lambda y: y.sum() > 2, lambda y: jnp.sin(y @ w), x)
+
+        return jax.lax.while_loop(lambda x: x.sum() > 1, outer, x)
+
+    text = text_of(until, (N, D), (D, D))
+    assert costs(text, {"jit(until)/while": 1}).unknown_loops == ["jit(until)/while/body/while"]
+    both = costs(text, {"jit(until)/while": 3, "jit(until)/while/body/while": 5})
+    assert both.flops == 15 * 2 * N * D * D and not both.unknown_loops
 
 
 def test_reading_a_piece_of_an_array_is_not_reading_all_of_it():

@@ -15,6 +15,8 @@ from selfreward_jax.engine.sampling import SamplingSettings
 from selfreward_jax.engine.schedule import Request
 from selfreward_jax.engine.score import score_batch
 from selfreward_jax.llama.load import load_model
+from selfreward_jax.plan.compiled import compile_planned
+from selfreward_jax.plan.machines import parse
 from selfreward_jax.plan.shapes import Lengths, Plans, bytes_on_device
 from selfreward_jax.stages.training import train_settings
 from selfreward_jax.stages.work import engine_settings
@@ -121,6 +123,42 @@ def test_sampling_programs_are_those_of_the_engine(config, model, plans, stage, 
         assert {k: v for k, v in static.items() if k != "eos_ids"} == {
             k: v for k, v in plan.static.items() if k != "eos_ids"
         }
+
+
+def test_draws_outside_of_the_nucleus_are_repeated(config, model):
+    def stage(top_p, temperature=0.7):
+        other = config.copy_and_resolve_references()
+        other.respond.top_p, other.respond.temperature, other.generation.slots = top_p, temperature, 24
+        mesh = mesh_over(MESH, jax.devices())
+        return Plans(other, model.config, mesh, "cpu", 2.0**34, Lengths(PROMPT, INSTRUCTIONS)).stage("respond")
+
+    assert stage(0.2).rows == 24
+    # A fifth of the draws is kept, so each row takes four more, and sixteen are made at a time.
+    assert [stage(*law).redraws() for law in ((0.2,), (0.9,), (1.0,), (0.2, 0.0))] == [6, 1, 0, 0]
+    decode = list(stage(0.2).programs())[-1]
+    assert decode.notes and "6 times a step" in decode.notes[0]
+    result = compile_planned(decode, parse("cpu:8"))
+    assert result.notes == list(decode.notes)  # and no loop whose rounds are unknown
+
+
+def test_sampling_that_does_not_fit_is_a_result(config, model):
+    free = config.copy_and_resolve_references()
+    free.generation.cache_gib = 0.0
+    plans = Plans(free, model.config, mesh_over(MESH, jax.devices()), "gpu", 2.0**16, Lengths(PROMPT, INSTRUCTIONS))
+    (planned,) = plans.stage("judge").programs()
+    result = compile_planned(planned, parse("gpu:8xh100"))
+    assert "parameters and sampling weights take" in result.too_big and result.seconds == {}
+    assert {"parameters", "sampling weights"} < set(result.memory) and result.largest
+
+
+@pytest.mark.parametrize("micro", [3, 8, 5])
+def test_a_micro_batch_does_as_much_as_it_has_rows(config, model, micro):
+    other = config.copy_and_resolve_references()
+    other.dpo.micro_batch_size = micro
+    plans = Plans(other, model.config, mesh_over(MESH, jax.devices()), "cpu", 2.0**34, Lengths(PROMPT, INSTRUCTIONS))
+    gradients = next(iter(plans.training("dpo")))
+    rows = gradients.arguments[4].tokens.shape[0]  # of 8 pairs; none of the first one's stand empty
+    assert gradients.texts == min(rows, 16) and gradients.tokens == gradients.texts * (PROMPT + ANSWER)
 
 
 def test_scores_are_those_of_the_reference(config, model, plans, monkeypatch):
