@@ -106,9 +106,9 @@ def _seconds(flops: float, moved: float, collectives: list[Collective], planned:
     devices = list(planned.mesh.devices.flat)
 
     def sending(c: Collective) -> float:
-        places = [getattr(devices[i], "coords", None) for i in c.group if i < len(devices)]
-        known = [p for p in places if p is not None]
-        return c.times * c.wire_bytes / machine.bandwidth(known if len(known) == len(places) else [])
+        members = [devices[i] for i in c.group if i < len(devices)]
+        places = [tuple(d.coords) if machine.chip.dimensions else (d.id,) for d in members]
+        return c.times * c.wire_bytes / machine.bandwidth(places)
 
     return {
         "matrix": flops / (machine.chip.tflops * 1e12),

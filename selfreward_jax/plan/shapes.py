@@ -358,7 +358,7 @@ class SamplingStage:
         )  # fmt: skip
         again = self.redraws()
         told = (
-            f"draws again {again} times a step, {REDRAWN} rows each: as many of {self.rows} rows as miss top_p, at most"
+            f"at top_p={self.law.top_p} {self.rows} rows draw again {again} times a step, {REDRAWN} of them at a time"
         )
         slots, seats = Schedule(p.replicas, self.cache.slots, self.cache.entries, self.samples, []).arrays(0, 1)
         yield Planned(

@@ -98,6 +98,7 @@ def test_the_compiler_that_is_missing_is_named(capsys, monkeypatch):
     [
         ("ABORTED: Internal error when accessing libtpu multi-process lockfile.", "in use by another process"),
         ("INVALID_ARGUMENT: Topology layout is not divisible", "the TPU compiler does not know it"),
+        ("INVALID_ARGUMENT: Topology layout is not divisible", "known are v4:2x2x1 to v4:8x8x8"),
     ],
 )
 def test_what_the_compiler_refuses_is_told_in_a_line(said, told, capsys, monkeypatch):
