@@ -20,7 +20,7 @@ from selfreward_jax.llama.known import shape_of
 from selfreward_jax.plan import iteration as iterations
 from selfreward_jax.plan import machines, table
 from selfreward_jax.plan.compiled import Result, as_json, compile_planned
-from selfreward_jax.plan.search import sampling, training, try_out, unlike
+from selfreward_jax.plan.search import sampling, training, try_out
 from selfreward_jax.plan.shapes import Lengths, Planned, Plans
 from selfreward_jax.plan.target import devices_of
 
@@ -97,18 +97,18 @@ def search_layout(target: Target, most: int) -> tuple[dict[str, Any], list[dict[
     """
     found: dict[str, Any] = {}
     facts: list[dict[str, Any]] = []
-    c, model, machine = target.config, target.model, target.machine
+    machine = target.machine
     kinds = {
         "DPO step": (
-            unlike(training(c, model, machine), most, ("mesh.data", "mesh.fsdp", "mesh.tensor", "training.remat")),
+            training, ("mesh.data", "mesh.fsdp", "mesh.tensor", "training.remat"),
             lambda plans: next(iter(plans.training("dpo"))),
         ),
         "decode step": (
-            sampling(c, model, machine)[:most],
+            sampling, ("generation.tensor", "generation.slots"),
             lambda plans: list(plans.stage("respond").programs())[-1],
         ),
-    }
-    for what, (candidates, program) in kinds.items():
+    }  # fmt: skip
+    for what, (candidates_for, names, program) in kinds.items():
         so_far = dataclasses.replace(target, config=changed(target.config, found))
 
         def compiled(changes: Mapping[str, Any], so_far=so_far, program=program) -> Result:
@@ -116,7 +116,8 @@ def search_layout(target: Target, most: int) -> tuple[dict[str, Any], list[dict[
             tried = dataclasses.replace(so_far, config=changed(so_far.config, changes))
             return tried.compiled(program(tried.plans()))
 
-        tried = try_out(candidates, compiled)
+        candidates = candidates_for(so_far.config, target.model, machine, target.lengths)
+        tried = try_out(candidates, most, names, compiled)
         table.show_tried(what, tried, machine)
         facts += [
             {
@@ -126,9 +127,11 @@ def search_layout(target: Target, most: int) -> tuple[dict[str, Any], list[dict[
             for t in tried
         ]  # fmt: skip
         if not tried or tried[0].seconds == math.inf:
+            found_out = f"none of the {len(tried)} layouts of a {what} that were tried fits"
+            estimated = f"no layout of a {what} fits, by the formulas (not compiled),"
             raise UserError(
-                f"--search: no layout of {what} was found that fits {machine.name}; take a larger slice, fewer tokens"
-                " (dpo.max_length, respond.max_new_tokens), or training.moments_dtype=int8."
+                f"--search: {found_out if tried else estimated} {machine.name}; take a larger slice, fewer tokens"
+                " (dpo.max_length, respond.max_new_tokens, --prompt_tokens), training.moments_dtype=int8 or lora.rank."
             )
         found |= tried[0].candidate.changes
     say("the fastest that fit: " + " ".join(f"--config.{name}={value}" for name, value in found.items()))
