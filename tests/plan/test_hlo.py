@@ -124,6 +124,35 @@ def test_what_is_sent_around_a_ring():
     assert sent == {"all-gather": 512 * 3 / 4, "all-reduce": 2 * 512 * 3 / 4, "collective-permute": 512}
 
 
+def test_a_gather_of_several_arrays_gives_them_all():
+    text = """
+ENTRY %main (a: f32[2,8], b: f32[2,4]) -> f32[8,4] {
+  %a = f32[2,8]{1,0} parameter(0)
+  %b = f32[2,4]{1,0} parameter(1)
+  %g = ((f32[2,8], f32[2,4]), (f32[8,8], f32[8,4])) all-gather-start(%a, %b), replica_groups=[1,4]<=[4]
+  ROOT %d = (f32[8,8]{1,0}, f32[8,4]{1,0}) all-gather-done(%g)
+}
+"""
+    (only,) = costs(text).collectives
+    assert only.bytes == 4 * (64 + 32)
+
+
+def test_to_wait_costs_nothing_and_a_hosts_memory_is_not_fast():
+    text = """
+ENTRY %main (a: f32[8,8]) -> f32[8,8] {
+  %a = f32[8,8]{1,0} parameter(0)
+  %s = f32[8,8]{1,0:S(5)} parameter(1)
+  %v = f32[8,8]{1,0:S(1)} parameter(2)
+  ROOT %d = f32[8,8]{1,0} DONE(%a)
+}
+"""
+    for code in ("reduce-scatter-done", "all-to-all-done", "async-update", "copy-done"):
+        assert costs(text.replace("DONE", code)).bytes == 0
+    assert costs(text.replace("DONE", "negate")).bytes == 2 * 4 * 64
+    ops = Program(text).computations["main"]
+    assert [ops[n].results[0].fast for n in "asv"] == [False, False, True]
+
+
 def test_the_pieces_of_one_collective_are_one():
     """A TPU's program has an asynchronous gather wherever a piece of it is waited for, in inner loops as well."""
     gather = "%gather.{0} = f32[8,8]{{1,0}} all-gather(%x), channel_id=7, replica_groups=[1,4]<=[4], dimensions={{0}}"
