@@ -8,6 +8,7 @@ from typing import Any
 from selfreward_jax.core.losses import loss_settings
 from selfreward_jax.plan.compiled import Result
 from selfreward_jax.plan.machines import Machine
+from selfreward_jax.stages.judge import needs_sampling
 
 # Share of the roofline's speed that a program is expected to reach. Training: what one published figure leaves, see
 # docs/tpu.md; decoding: what ours reaches on a CPU (docs/engine.md).
@@ -78,11 +79,14 @@ def iteration(config: Any, results: Sequence[Result], means: Means, machine: Mac
         ("respond", "answers", prompts, answers, means.answer),
         ("judge", "judgements", answers, judged, means.judgement),
     ):
+        if stage == "judge" and c.judge.method == "function":
+            continue
         prompt = means.prompt + (means.answer if stage == "judge" else 0)
-        calls = {
-            f"prefill, {what}": calls_for(f"prefill, {what}", requests * prompt),
-            f"decode, {what}": calls_for(f"decode, {what}", new * tokens),
-        }
+        calls = {f"prefill, {what}": calls_for(f"prefill, {what}", requests * prompt)}
+        if stage == "judge" and not needs_sampling(c.judge.method, c.judge.rationale):
+            part(stage, f"{requests:,} scores read", calls, SAMPLING)
+            continue
+        calls[f"decode, {what}"] = calls_for(f"decode, {what}", new * tokens)
         part(stage, f"{new:,} {what} of {tokens} tokens", calls, SAMPLING)
     row = means.prompt + means.answer
     losses, positives = loss_settings(c.dpo), c.dpo.data == "positives"

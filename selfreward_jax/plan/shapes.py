@@ -27,7 +27,7 @@ from selfreward_jax.engine.cache import (
 )
 from selfreward_jax.engine.layout import REPLICA, reshard, sampling_mesh, weight_shardings
 from selfreward_jax.engine.regions import Attention, Region, choose_attention, region_shapes
-from selfreward_jax.engine.run import STEPS, prefill_width
+from selfreward_jax.engine.run import STEPS, STEPS_WITH_STOP, prefill_width
 from selfreward_jax.engine.sampling import REDRAWN, Law
 from selfreward_jax.engine.schedule import Schedule
 from selfreward_jax.engine.score import score
@@ -35,6 +35,7 @@ from selfreward_jax.llama.attention import choose_backend
 from selfreward_jax.llama.config import LlamaConfig
 from selfreward_jax.llama.lora import trained_specs
 from selfreward_jax.llama.params import full_shape, is_spec, param_specs, shardings
+from selfreward_jax.stages.judge import needs_sampling
 from selfreward_jax.stages.training import lora_settings, optimizer_settings
 from selfreward_jax.training import step
 from selfreward_jax.training.batches import Example, TrainRow, make_batch
@@ -232,7 +233,7 @@ class Plans:
     def reference(self) -> Iterator[Planned]:
         """Log-probabilities of answers under the reference."""
         c = self.config
-        if not loss_settings(c.dpo).needs_reference:
+        if c.dpo.data == "positives" or not loss_settings(c.dpo).needs_reference:
             return
         longest = min(c.dpo.max_length, self.model.max_position_embeddings)
         answer = min(c.respond.max_new_tokens, longest - 1)
@@ -242,8 +243,11 @@ class Plans:
         static = {
             "dtype": self.dtype, "head_chunk": c.training.head_chunk, "attention": self.attention, "rules": self.rules,
         }  # fmt: skip
+        starts, alpha = None, loss_settings(c.dpo).ld_alpha
+        if alpha != 1:
+            starts, static["tail_weight"] = self._rows(np.zeros(rows, np.int32)), alpha
         yield Planned(
-            "reference scores", score, (self.model, self.params, batch, None), static,
+            "reference scores", score, (self.model, self.params, batch, starts), static,
             {"parameters": bytes_on_device(self.params), "batch": bytes_on_device(batch)},
             rows * len(example), train_flops(self.model, [example] * rows) / 3, self.mesh, texts=rows,
         )  # fmt: skip
@@ -281,7 +285,12 @@ class SamplingStage:
         answer, prompt = c.respond.max_new_tokens, plans.lengths.prompt
         self.prefix = plans.lengths.judge_prompt if name == "judge" else 0
         self.prompt = prompt + answer if name == "judge" else prompt
+        # A score read where the judgement would begin takes a prefill alone.
+        self.reads = name == "judge" and not needs_sampling(section.method, section.rationale)
+        self.steps = STEPS_WITH_STOP if section.get("stop") else STEPS
         self.samples = c.judge.samples if name == "judge" else c.respond.n
+        if self.reads:
+            self.samples = self.new_tokens = 1
         requests = c.prompts.count * (c.respond.n if name == "judge" else 1)
         self.attention: Attention = choose_attention(g.attention, plans.platform)
         self.cache_dtype = jnp.dtype(g.cache_dtype or c.model.dtype)
@@ -327,10 +336,14 @@ class SamplingStage:
 
     def _prompts(self) -> list[Region]:
         c = self.cache
+        if self.reads:
+            return []
         return self._region(blocks_for(self.padded, c.prompt_block), self.plans.replicas * c.entries, c.prompt_block)
 
     def _own(self) -> list[Region]:
         c = self.cache
+        if self.reads:
+            return []
         return self._region(blocks_for(self.new_tokens, c.own_block), self.rows, c.own_block)
 
     def _put(self, x, *axes) -> Any:
@@ -356,6 +369,8 @@ class SamplingStage:
             ),
             {"dtype": p.dtype, "attention": self.attention}, self.kinds, P * T, forward * P * T, p.sampling,
         )  # fmt: skip
+        if self.reads:
+            return
         again = self.redraws()
         told = (
             f"at top_p={self.law.top_p} {self.rows} rows draw again {again} times a step, {REDRAWN} of them at a time"
@@ -369,7 +384,7 @@ class SamplingStage:
                 programs.Seats(**{name: on_rows(x) for name, x in seats.items()}),
                 self._put(np.zeros(0, np.int32)), self._put(np.zeros(4, np.int32)),
             ),
-            {"law": self.law, "steps": STEPS, "eos_ids": p.model.eos_token_ids or (2,), "dtype": p.dtype},
+            {"law": self.law, "steps": self.steps, "eos_ids": p.model.eos_token_ids or (2,), "dtype": p.dtype},
             self.kinds, self.rows, forward * self.rows, p.sampling,
             {"jit(decode)/while": 1, "jit(decode)/while/body/sample/while": again}, notes=(told,) if again else (),
         )  # fmt: skip

@@ -144,7 +144,7 @@ def programs(plans: Plans, stages: Sequence[str]) -> Iterator[Planned]:
         "sft": lambda: plans.training("sft"),
         "reshard": plans.resharding,
         "respond": lambda: plans.stage("respond").programs(),
-        "judge": lambda: plans.stage("judge").programs(),
+        "judge": lambda: plans.stage("judge").programs() if plans.config.judge.method != "function" else iter(()),
         "reference": plans.reference,
         "dpo": lambda: plans.training("dpo"),
     }

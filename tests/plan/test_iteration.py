@@ -57,6 +57,12 @@ def test_the_rows_of_kto_are_answers_and_positives_have_none_of_a_reference():
     assert "reference" not in positives and positives["dpo"].calls["dpo update"] == 12
 
 
+def test_a_judge_that_samples_nothing_decodes_nothing():
+    read = parts_of(results(), **{"judge.method": "expected", "judge.rationale": False})["judge"]
+    assert set(read.calls) == {"prefill, judgements"} and read.work == "400 scores read"
+    assert "judge" not in parts_of(results(), **{"judge.method": "function", "judge.function": "m:f"})
+
+
 def test_what_is_refused_or_left_out_is_told():
     found = results(decode__answers=None, **{"decode,_judgements": result("decode, judgements", 0, 0, "too much")})
     parts = parts_of([r for r in found if r.planned.name not in ("reshard", "reference scores")])

@@ -11,6 +11,7 @@ from selfreward_jax.core.interrupt import Interrupt
 from selfreward_jax.core.losses import loss_settings
 from selfreward_jax.core.mesh import make_mesh, make_rules, mesh_over
 from selfreward_jax.engine.generate import Engine
+from selfreward_jax.engine.run import STEPS_WITH_STOP
 from selfreward_jax.engine.sampling import SamplingSettings
 from selfreward_jax.engine.schedule import Request
 from selfreward_jax.engine.score import score_batch
@@ -23,6 +24,7 @@ from selfreward_jax.stages.work import engine_settings
 from selfreward_jax.training import loop
 from selfreward_jax.training.batches import Example, TrainRow
 from selfreward_jax.training.objectives import make_objective
+from selfreward_jax.verbs.plan import programs
 from tests import tiny
 
 MESH = {"data": 2, "fsdp": 2, "tensor": 2}
@@ -139,6 +141,23 @@ def test_draws_outside_of_the_nucleus_are_repeated(config, model):
     assert decode.notes and "draw again 6 times a step" in decode.notes[0]
     result = compile_planned(decode, parse("cpu:8"))
     assert result.notes == list(decode.notes)  # and no loop whose rounds are unknown
+
+
+def test_programs_follow_the_way_of_judging_and_the_losses(config, model):
+    def plans(**changes):
+        other = config.copy_and_resolve_references()
+        other.update_from_flattened_dict(changes)
+        lengths = Lengths(PROMPT, INSTRUCTIONS)
+        return Plans(other, model.config, mesh_over(MESH, jax.devices()), "cpu", 2.0**34, lengths)
+
+    read = plans(**{"judge.method": "expected", "judge.rationale": False})
+    (prefill,) = read.stage("judge").programs()
+    assert prefill.name == "prefill, judgements" and prefill.arguments[4] == []
+    assert not list(programs(plans(**{"judge.method": "function"}), ["judge"]))
+    assert list(plans(**{"respond.stop": ("x",)}).stage("respond").programs())[-1].static["steps"] == STEPS_WITH_STOP
+    (scores,) = plans(**{"dpo.ld_alpha": 0.5}).reference()
+    assert scores.arguments[3].shape == (8,) and scores.static["tail_weight"] == 0.5
+    assert not list(plans(**{"dpo.data": "positives"}).reference())
 
 
 def test_sampling_that_does_not_fit_is_a_result(config, model):
