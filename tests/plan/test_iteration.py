@@ -1,5 +1,7 @@
 """An iteration's hours are the calls that a run makes of each program, and what can't be called has none."""
 
+import math
+
 import jax
 import pytest
 
@@ -79,7 +81,7 @@ def test_a_refused_program_is_shown_and_written(capsys):
     shown = capsys.readouterr().out
     assert "TOO BIG" in shown and "does not fit: needs much" in shown and "all but judge" in shown
     refused, done = (as_json(r, MACHINE) for r in found)
-    assert refused["roofline"] is None and refused["mfu"] is None
+    assert found[0].roofline == math.inf and refused["roofline"] is None and refused["mfu"] is None
     assert done["roofline"] == 2.0 and done["tokens_per_second_per_chip"] == 3000 / 2 / 4
     assert [table.told(r) for r in found] == [
         "decode, answers: TOO BIG, needs much", "dpo gradients: 1.00 GiB, 2e+03 ms, bound by hbm",
