@@ -109,8 +109,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         line = f"{where}{' '.join(str(error.strerror or error).split())}; mend that, and run the same command again."
         print(f"selfreward: {line}", file=sys.stderr)
         return watchdog.leave(2, line)
-    except (Interrupted, KeyboardInterrupt):
-        print(f"selfreward: stopped{interrupt.told()}; the same command goes on from here.", file=sys.stderr)
+    except (Interrupted, KeyboardInterrupt) as stop:
+        after = str(stop) or "the same command goes on from here"
+        print(f"selfreward: stopped{interrupt.told()}; {after}.", file=sys.stderr)
         return watchdog.leave(130, "it was asked to stop")
     except Exception as error:
         from selfreward_jax.core.store import remote_error

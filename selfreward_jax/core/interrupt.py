@@ -11,7 +11,7 @@ ASKED = "selfreward: asked to stop: it will once the work in hand is saved; a se
 
 
 class Interrupted(Exception):
-    """The run was asked to stop, and everything done so far is on disk."""
+    """The run was asked to stop, and everything done so far is on disk, where its text doesn't say otherwise."""
 
 
 class Interrupt:

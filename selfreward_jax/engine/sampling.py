@@ -16,7 +16,7 @@ from flax import struct
 from selfreward_jax.core.errors import UserError
 
 _BLOCK = 256
-_REDRAWN = 16  # rows that draw again at a time
+REDRAWN = 16  # rows that draw again at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +177,7 @@ def sample(
         def redraw(state):
             """Another attempt for the first few rows that still need one; most rows need none."""
             tries_R, token_R, kept_R = state
-            (rows,) = jnp.nonzero(~kept_R, size=min(_REDRAWN, R), fill_value=R)
+            (rows,) = jnp.nonzero(~kept_R, size=min(REDRAWN, R), fill_value=R)
             # Rows in place of none point past the end: what is read there is some row's, what is written is nobody's.
             some = jnp.minimum(rows, R - 1)
             new, kept = attempt(*jax.tree.map(lambda x: x[some], (drawn, nucleus, keys_R, top_R, tries_R)))

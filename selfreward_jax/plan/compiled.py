@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import math
 import re
 import time
 from typing import Any
@@ -11,7 +12,7 @@ import jax
 from selfreward_jax.plan.hlo import Array, Collective, costs
 from selfreward_jax.plan.machines import Machine
 from selfreward_jax.plan.shapes import Planned, bytes_on_device
-from selfreward_jax.plan.values import largest_values
+from selfreward_jax.plan.values import largest_arguments, largest_values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Result:
       seconds: of a call by what bounds it, `matrix`, `hbm` and `ici`, as if each were alone and at its full speed.
       too_big: why it doesn't fit, "" if it does.
       largest: the largest arrays, (source, shape, bytes); of a program that was refused, of all devices together.
-      notes: what could not be counted.
+      notes: what could not be counted, and what was expected instead.
       text: the compiled program's; "" if it didn't fit.
     """
 
@@ -54,13 +55,16 @@ class Result:
 
     @property
     def roofline(self) -> float:
-        """Seconds that a call takes at the least: everything at its full speed, and all at once."""
-        return max(self.seconds.values())
+        """Seconds that a call takes at the least, everything at its full speed and all at once; infinite if refused."""
+        return max(self.seconds.values(), default=math.inf)
 
 
 def compile_planned(planned: Planned, machine: Machine) -> Result:
     """Compiles a program; that it doesn't fit is a result too."""
     begun = time.perf_counter()
+    if planned.too_big:
+        arrays = largest_arguments(planned)
+        return Result(planned, dict(planned.kinds), 0.0, 0.0, {}, {}, {}, planned.too_big, arrays, [], 0.0)
     lowered = planned.lower()
     try:
         compiled = lowered.compile()
@@ -84,7 +88,8 @@ def compile_planned(planned: Planned, machine: Machine) -> Result:
             wire[c.kind] += c.times * c.wire_bytes
             counts[c.kind] += c.times
     largest = sorted({_told(name, a): a.bytes for name, a in found.largest.items()}.items(), key=lambda x: -x[1])
-    notes = [f"rounds of a loop unknown, counted once: {name}" for name in dict.fromkeys(found.unknown_loops)]
+    notes = list(planned.notes)
+    notes += [f"rounds of a loop unknown, counted once: {name}" for name in dict.fromkeys(found.unknown_loops)]
     notes += [f"operations of a kernel unknown: {name}" for name in dict.fromkeys(found.unknown_kernels)]
     return Result(
         planned, memory, found.flops, found.bytes, dict(wire), dict(counts),
@@ -101,9 +106,9 @@ def _seconds(flops: float, moved: float, collectives: list[Collective], planned:
     devices = list(planned.mesh.devices.flat)
 
     def sending(c: Collective) -> float:
-        places = [getattr(devices[i], "coords", None) for i in c.group if i < len(devices)]
-        known = [p for p in places if p is not None]
-        return c.times * c.wire_bytes / machine.bandwidth(known if len(known) == len(places) else [])
+        members = [devices[i] for i in c.group if i < len(devices)]
+        places = [tuple(d.coords) if machine.chip.dimensions else (d.id,) for d in members]
+        return c.times * c.wire_bytes / machine.bandwidth(places)
 
     return {
         "matrix": flops / (machine.chip.tflops * 1e12),
@@ -128,9 +133,19 @@ def _refused(planned: Planned, machine: Machine, message: str, seconds: float) -
     return Result(planned, memory, 0.0, 0.0, {}, {}, {}, too_big, largest_values(planned), [], seconds)
 
 
-def as_json(result: Result) -> dict[str, Any]:
-    """For the file beside the table; bytes and seconds."""
-    p = result.planned
+def rate(result: Result, machine: Machine) -> float:
+    """Tokens a second and chip at the roofline's speed; 0 where nobody counts them."""
+    return result.planned.tokens / result.roofline / machine.chips
+
+
+def mfu(result: Result, machine: Machine) -> float:
+    """Share of the devices' arithmetic that goes into the model's own, at the roofline's speed."""
+    return result.planned.model_flops / (machine.devices * machine.chip.tflops * 1e12 * result.roofline)
+
+
+def as_json(result: Result, machine: Machine) -> dict[str, Any]:
+    """For the file beside the table; bytes and seconds, of one call."""
+    p, done = result.planned, bool(result.seconds)
     return {
         "program": p.name,
         "fits": not result.too_big,
@@ -143,9 +158,12 @@ def as_json(result: Result) -> dict[str, Any]:
             kind: {"count": result.counts[kind], "bytes": result.wire[kind]} for kind in sorted(result.counts)
         },
         "seconds": result.seconds,
-        "bound": result.bound if result.seconds else "",
+        "bound": result.bound if done else "",
+        "roofline": result.roofline if done else None,
         "tokens": p.tokens,
+        "tokens_per_second_per_chip": rate(result, machine) if done and p.tokens else None,
         "model_flops": p.model_flops,
+        "mfu": mfu(result, machine) if done and p.model_flops else None,
         "largest": [{"source": s, "array": a, "bytes": b} for s, a, b in result.largest],
         "notes": result.notes,
         "compile_seconds": result.compile_seconds,

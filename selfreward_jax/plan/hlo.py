@@ -24,14 +24,13 @@ COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "coll
 # They hand on what others have computed, or wait for it.
 FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
-    "copy-done", "async-start", "async-update", "async-done", "opt-barrier", "partition-id", "replica-id", "domain",
-    "all-gather-done", "all-reduce-done", "collective-permute-done", "slice-done", "dynamic-slice-done", "iota",
+    "async-start", "opt-barrier", "partition-id", "replica-id", "domain", "iota",
 }  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """A shape of the text; `fast` if it lies in a TPU's vector memory."""
+    """A shape of the text; `fast` if it lies in a TPU's vector memory, and not in the device's or the host's."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -55,6 +54,10 @@ class Op:
     code: str
     operands: tuple[str, ...]
     rest: str
+
+    @property
+    def free(self) -> bool:
+        return self.code in FREE or self.code.endswith(("-done", "-update"))
 
     def called(self, *keys: str) -> list[str]:
         return [name for key in keys for name in re.findall(rf"\b{key}=%?([\w.\-]+)", self.rest)]
@@ -106,7 +109,7 @@ def _arrays(text: str) -> tuple[Array, ...]:
     found = []
     for dtype, dims, layout in _ARRAY.findall(text):
         shape = tuple(int(d.lstrip("<= ")) for d in dims.split(",") if d.strip())
-        found.append(Array(dtype, shape, bool(re.search(r"S\([1-9]\)", layout))))
+        found.append(Array(dtype, shape, bool(re.search(r"S\([1-46-9]\)", layout))))
     return tuple(found)
 
 
@@ -196,7 +199,7 @@ def costs(text: str, rounds_of: Mapping[str, int] | None = None) -> Costs:
     """Reads a compiled program's text.
 
     Args:
-      rounds_of: for loops whose rounds aren't written down, by a part of the name of the operation they come from.
+      rounds_of: for loops whose rounds aren't written down, by the name of the operation that they come from.
     """
     program, total = Program(text), Costs()
     collectives: dict[str, Collective] = {}
@@ -215,10 +218,10 @@ def costs(text: str, rounds_of: Mapping[str, int] | None = None) -> Costs:
             if op.code == "while":
                 count = rounds(program, op)
                 if count is None:
-                    told = [n for part, n in (rounds_of or {}).items() if part in op.rest]
-                    count = told[0] if told else 1
-                    if not told:
-                        total.unknown_loops.append(_source(op))
+                    source = _source(op)
+                    count = (rounds_of or {}).get(source, 1)
+                    if source not in (rounds_of or {}):
+                        total.unknown_loops.append(source)
                 visit(op.called("body")[0], times * count, op.called("body")[0], False)
             elif op.code == "fusion":
                 visit(op.called("calls")[0], times, outer, True)
@@ -230,7 +233,7 @@ def costs(text: str, rounds_of: Mapping[str, int] | None = None) -> Costs:
                 listed = re.search(r"branch_computations=\{([^}]*)\}", op.rest)
                 branches += re.findall(r"%([\w.\-]+)", listed[1]) if listed else []
                 visit(max(branches, key=lambda b: len(program.computations[b])), times, outer, inside)
-            if not inside and op.code not in FREE:
+            if not inside and not op.free:
                 total.bytes += times * _traffic(program, name, op)
             if not inside:
                 for array in op.results:
@@ -258,10 +261,10 @@ def _source(op: Op) -> str:
 
 def _collective(program: Program, computation: str, op: Op, kind: str, times: int) -> Collective:
     if kind in ("all-gather", "collective-permute", "collective-broadcast"):
-        last = op.results[-1] if kind == "all-gather" else op.results[0]
-        size = max(r.bytes for r in op.results) if kind == "all-gather" and op.code.endswith("-start") else last.bytes
-        if kind == "all-gather" and not op.code.endswith("-start"):
-            size = sum(r.bytes for r in op.results)
+        results = op.results[:1]
+        if kind == "all-gather":  # one that is started names what it is given, and then as many results
+            results = op.results[len(op.operands) :] if op.code.endswith("-start") else op.results
+        size = sum(r.bytes for r in results)
     else:
         ops = program.computations[computation]
         size = sum(ops[n].results[0].bytes for n in op.operands if n in ops and ops[n].results)

@@ -25,9 +25,11 @@ class Chip:
       link_gbps: GB/s of one link to a neighbour, in one direction.
       dimensions: of the torus.
       closed_from: devices along a dimension from which its ends are joined.
-      devices: for JAX in one chip as it is sold.
+      devices: for JAX in one chip as it is sold; they share its links.
       cores_in_name: by how many the number in the name of a slice counts a chip.
       accelerator: how a slice is called.
+      described_as: what the TPU compiler calls the chip's form, "" for its only one.
+      network_gbps: GB/s between one device of a GPU's node and those of others.
     """
 
     title: str
@@ -40,20 +42,24 @@ class Chip:
     devices: int = 1
     cores_in_name: int = 1
     accelerator: str = ""
+    described_as: str = ""
+    network_gbps: float = 0.0
 
 
 TPUS = {
-    "v4": Chip("TPU v4", 137.5, 15.48, 614.0, 45.0, 3, 4, 2, 2, "v4"),
+    "v4": Chip("TPU v4", 275.0, 30.75, 1228.0, 45.0, 3, 4, 1, 2, "v4", "megacore"),
     "v5e": Chip("TPU v5e", 197.0, 15.75, 819.0, 45.0, 2, 16, 1, 1, "v5litepod"),
     "v5p": Chip("TPU v5p", 459.0, 95.74, 2765.0, 90.0, 3, 4, 1, 2, "v5p"),
     "v6e": Chip("TPU v6e", 918.0, 31.25, 1640.0, 90.0, 2, 16, 1, 1, "v6e"),
     "tpu7x": Chip("TPU7x", 1153.5, 94.74, 3690.0, 90.0, 3, 4, 2, 2, "tpu7x"),
 }
-# Links of a GPU are its NVLink, to all others of its node at once.
+# Links of a GPU are its NVLink, to all others of its node at once; nodes are joined by InfiniBand, HDR or NDR.
+GPU_NODE = 8  # devices
+GPU_SHARE = 0.75  # of its memory, which JAX takes in advance and a program may use
 GPUS = {
-    "a100": Chip("A100 80GB", 312.0, 79.0, 2039.0, 300.0),
-    "h100": Chip("H100 SXM", 989.0, 79.0, 3350.0, 450.0),
-    "h200": Chip("H200", 989.0, 140.0, 4800.0, 450.0),
+    "a100": Chip("A100 80GB", 312.0, GPU_SHARE * 79, 2039.0, 300.0, network_gbps=25.0),
+    "h100": Chip("H100 SXM", 989.0, GPU_SHARE * 79, 3350.0, 450.0, network_gbps=50.0),
+    "h200": Chip("H200", 989.0, GPU_SHARE * 140, 4800.0, 450.0, network_gbps=50.0),
 }
 CPU = Chip("CPU", 0.1, math.inf, 20.0, 10.0)
 
@@ -82,21 +88,27 @@ class Machine:
     def devices(self) -> int:
         return self.chips * self.chip.devices
 
-    def bandwidth(self, places: Sequence[Sequence[int]]) -> float:
+    def bandwidth(self, places: Sequence[tuple[int, ...]]) -> float:
         """Bytes/s at which each of a group's devices sends around rings, both ways and in all dimensions it fills.
 
         Args:
-          places: coordinates of the group's devices; of none on machines that have none.
+          places: coordinates of the group's devices in the torus; their numbers on machines that have none.
         """
-        link = self.chip.link_gbps * 1e9
-        if not self.chip.dimensions:
-            return link
-        extents = [len(set(along)) for along in zip(*places, strict=True)] if places else []
+        chip, link = self.chip, self.chip.link_gbps * 1e9
+        if not chip.dimensions:
+            nodes = {number // GPU_NODE for (number,) in places}
+            return chip.network_gbps * 1e9 if self.kind == "gpu" and len(nodes) > 1 else link
+        # Ends are joined by the switches between cubes, which a slice that is no whole number of cubes doesn't have.
+        joined = chip.dimensions == 2 or all(size % chip.closed_from == 0 for size in self.shape)
         ways = 0.0
-        for extent, whole in zip(extents, self.shape, strict=False):
-            if extent > 1:  # an open chain is as slow as its ends, which have one link in each direction's ring
-                ways += 2.0 if extent == whole >= self.chip.closed_from else 1.0
-        return link * max(ways, 1.0)
+        for along, whole in zip(zip(*places, strict=True), self.shape, strict=False):
+            if (extent := len(set(along))) > 1:
+                apart = (max(along) - min(along)) / (extent - 1)  # so many such groups share the links between
+                closed = joined and extent * apart == whole >= chip.closed_from
+                # An open chain is as slow as its ends, which have one link in each direction's ring.
+                ways += (2.0 if closed else 1.0) / apart
+        together = len(places) / max(len(set(places)), 1)  # of a chip's devices
+        return link * (ways or 1.0) * together / chip.devices
 
 
 def _shapes(generation: str) -> tuple[str, ...]:
@@ -156,7 +168,8 @@ def _slice(text: str, generation: str, number: int) -> tuple[int, ...]:
     chip = TPUS[generation]
     chips = number // chip.cores_in_name
     if chips < 1 or number % chip.cores_in_name or chips & (chips - 1):
-        raise UserError(f"--topology={text}: no slice of this size is sold; give its shape, as {known()}.")
+        example = _shapes(generation)[-2]
+        raise UserError(f"--topology={text}: its number doesn't tell its shape; give that, as {generation}:{example}.")
     sizes, power = [1] * chip.dimensions, chips.bit_length() - 1
     for n in range(power):
         sizes[n % chip.dimensions] *= 2

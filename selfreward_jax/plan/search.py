@@ -12,12 +12,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from selfreward_jax.core.errors import UserError
+from selfreward_jax.core.mesh import mesh_sizes
 from selfreward_jax.llama.config import LlamaConfig
+from selfreward_jax.llama.lora import trained_specs
 from selfreward_jax.llama.params import full_shape, is_spec, param_specs
 from selfreward_jax.plan.compiled import Result
 from selfreward_jax.plan.machines import Machine
+from selfreward_jax.plan.shapes import Lengths
+from selfreward_jax.stages.training import lora_settings, optimizer_settings
+from selfreward_jax.training.optimizer import make_optimizer
 
 SPARE = 0.85  # of the memory, at most, may be in use by the formulas
 LATENCY = 5e-6  # seconds of a small collective operation
@@ -38,27 +44,47 @@ class Candidate:
     seconds: float
     bytes: float
 
-    @property
-    def words(self) -> str:
-        """As the command line takes them."""
-        return " ".join(f"--config.{name}={value}" for name, value in self.changes.items())
-
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Of a model, in weights and in bytes a token of the cache, all devices together."""
+    """Of a model and what goes with it, all devices together.
+
+    Attributes:
+      layers, head: weights.
+      cache_token: bytes of a token in the cache.
+      parameters: bytes.
+      state: bytes of what training keeps: parameters, adapter, optimiser, average.
+      gradients: bytes.
+      lora: whether an adapter is trained instead of the weights.
+    """
 
     layers: float
     head: float
     cache_token: float
+    parameters: float
+    state: float
+    gradients: float
+    lora: bool
 
     @classmethod
-    def of(cls, model: LlamaConfig, cache_bytes: int) -> "Sizes":
-        specs = jax.tree.leaves(param_specs(model)["layers"], is_leaf=is_spec)
-        layers = sum(math.prod(full_shape(model, s)) for s in specs)
-        head = model.vocab_size * model.hidden_size
+    def of(cls, config: Any, model: LlamaConfig, section: Any) -> "Sizes":
+        def shapes(specs, dtype):
+            return jax.tree.map(lambda s: jax.ShapeDtypeStruct(full_shape(model, s), dtype), specs, is_leaf=is_spec)
+
+        def size(tree) -> float:
+            return float(sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree)))
+
+        dtype, lora = jnp.dtype(config.model.param_dtype), lora_settings(config.lora)
+        params = shapes(param_specs(model), dtype)
+        trained = shapes(trained_specs(model, lora), jnp.dtype("float32") if lora else dtype)
+        settings = optimizer_settings(config, section, 1000)
+        state = size(params) + size(jax.eval_shape(make_optimizer(model, settings, lora).init, trained))
+        state += size(trained) * (bool(lora) + bool(settings.ema_decay))
+        layers = sum(math.prod(x.shape) for x in jax.tree.leaves(params["layers"]))
+        cache_bytes = jnp.dtype(config.generation.cache_dtype or config.model.dtype).itemsize
         cache = 2 * model.num_layers * model.num_kv_heads * model.head_dim * cache_bytes
-        return cls(layers, head, cache)
+        head = model.vocab_size * model.hidden_size
+        return cls(layers, head, cache, size(params), state, size(trained), bool(lora))
 
 
 def _divisors(n: int) -> list[int]:
@@ -77,13 +103,16 @@ def meshes(model: LlamaConfig, devices: int) -> Iterator[tuple[int, int, int]]:
                 yield devices // tensor // fsdp, fsdp, tensor
 
 
-def training(config: Any, model: LlamaConfig, machine: Machine, stage: str = "dpo") -> list[Candidate]:
+def training(
+    config: Any, model: LlamaConfig, machine: Machine, lengths: Lengths, stage: str = "dpo"
+) -> list[Candidate]:
     """Layouts of a training step that should fit, fastest first."""
-    section, sizes = config[stage], Sizes.of(model, 2)
+    section = config[stage]
+    sizes = Sizes.of(config, model, section)
     kinds = 2 if stage == "dpo" else 1
     T = min(section.max_length, model.max_position_embeddings)
     if stage == "dpo":
-        T = min(T, 512 + config.respond.max_new_tokens)
+        T = min(T, lengths.prompt + config.respond.max_new_tokens)
     found = []
     micro = [section.batch_size // n for n in _divisors(section.batch_size)]
     for (data, fsdp, tensor), rows, remat in itertools.product(
@@ -111,16 +140,18 @@ def _step(
 ) -> tuple[float, float]:  # fmt: skip
     """Seconds of a micro-batch and bytes of a device, for `rows` rows of T tokens on each device."""
     tokens, D, L = rows * T, model.hidden_size, model.num_layers
-    passes = 4 if remat == "block" else 3  # forward, and twice that backward; once more what isn't kept
-    weights, everything = sizes.layers / tensor, sizes.layers + 2 * sizes.head
+    # Forward, and twice that backward, or as much if the weights stand still; once more what isn't kept.
+    passes = (2 if sizes.lora else 3) + (remat == "block")
+    weights = sizes.layers / tensor
     flops = 2 * passes * tokens * (weights + sizes.head / tensor)
     flops += passes * 2 * L * model.num_heads * model.head_dim * T * tokens / tensor
     matrix = flops / (machine.chip.tflops * 1e12)
     link = machine.chip.link_gbps * 1e9 * (2 if machine.chip.dimensions else 1)
-    gathered = (2 * 2 + 4) * weights if remat == "block" else (2 + 2 + 4) * weights
-    sent = gathered * (fsdp - 1) / fsdp + (4 * weights / fsdp * 2 if data > 1 else 0)
+    summed_bytes = 0 if sizes.lora else 4 * weights  # an adapter's gradients are next to none
+    gathered = 2 * 2 * weights + summed_bytes
+    sent = gathered * (fsdp - 1) / fsdp + (summed_bytes / fsdp * 2 if data > 1 else 0)
     sent += 2 * (passes + 2) * L * tokens * D * 2 * (tensor - 1) / tensor
-    state = 4 * (4 if summed else 3) * everything / (fsdp * tensor) + 4 * everything / (fsdp * tensor)
+    state = (sizes.state + sizes.gradients * (2 if summed else 1)) / (fsdp * tensor)
     kept = L * tokens * D * 2
     if remat == "dots":
         wide = (model.num_heads + 2 * model.num_kv_heads) * model.head_dim + 2 * model.intermediate_size
@@ -132,11 +163,13 @@ def _step(
     return slow + 0.2 * fast, state + kept + working + head
 
 
-def sampling(config: Any, model: LlamaConfig, machine: Machine) -> list[Candidate]:
-    """Sizes of a model's replica and of the cache that should fit, most tokens a second first."""
-    sizes = Sizes.of(model, 2)
+def sampling(config: Any, model: LlamaConfig, machine: Machine, lengths: Lengths) -> list[Candidate]:
+    """Sizes of a model's replica and of the cache that should fit beside the mesh's parameters, most tokens a second
+    first.
+    """
+    sizes, mesh = Sizes.of(config, model, config.dpo), mesh_sizes(config.mesh, machine.devices, machine.name)
     answers = config.prompts.count * config.respond.n
-    prompt, new = 512, config.respond.max_new_tokens
+    prompt, new = lengths.prompt, config.respond.max_new_tokens
     found = []
     for tensor in _divisors(machine.devices):
         if model.num_heads % tensor or model.intermediate_size % tensor or model.vocab_size % tensor:
@@ -144,9 +177,9 @@ def sampling(config: Any, model: LlamaConfig, machine: Machine) -> list[Candidat
         replicas = machine.devices // tensor
         split = tensor if model.num_kv_heads % tensor == 0 else 1
         weights = 2 * (sizes.layers + 2 * sizes.head) / tensor
-        resident = weights + 4 * (sizes.layers + 2 * sizes.head) / machine.devices
+        resident = weights + sizes.parameters / (mesh["fsdp"] * mesh["tensor"])
         row = sizes.cache_token / split * (new + prompt / config.respond.n)
-        most = int((SPARE * machine.chip.hbm_gib * 2**30 - resident) / row)
+        most = (SPARE * machine.chip.hbm_gib * 2**30 - resident) / row
         for rows in (2**n for n in range(2, 11)):
             # So many at a time that the last ones, which wait for the longest answers, are a small part.
             if rows > most or rows * replicas > max(answers / 4, replicas * 4):
@@ -160,12 +193,12 @@ def sampling(config: Any, model: LlamaConfig, machine: Machine) -> list[Candidat
     return sorted(found, key=lambda c: c.seconds)
 
 
-def unlike(candidates: Sequence[Candidate], most: int, names: Sequence[str]) -> list[Candidate]:
+def unlike(candidates: Sequence[Candidate], names: Sequence[str]) -> list[Candidate]:
     """The first of them that differ in at least one of these fields."""
     taken: dict[tuple, Candidate] = {}
     for c in candidates:
         taken.setdefault(tuple(c.changes.get(name) for name in names), c)
-    return list(taken.values())[:most]
+    return list(taken.values())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,16 +225,31 @@ class Tried:
         return 1 / p.tokens if p and p.tokens else 1.0
 
 
-def try_out(candidates: Sequence[Candidate], compiled: Callable[[Mapping[str, Any]], Result]) -> list[Tried]:
-    """Compiles candidates; best first.
+def try_out(
+    candidates: Sequence[Candidate], most: int, names: Sequence[str], compiled: Callable[[Mapping[str, Any]], Result]
+) -> list[Tried]:
+    """Compiles the first candidates, and while none of them fits others that should need a tenth less; best first.
 
     Args:
+      candidates: fastest first.
+      most: how many of the first.
+      names: fields of which the first differ in one at least.
       compiled: from changes of the configuration to the program that counts.
     """
-    tried = []
-    for candidate in candidates:
+    tried: list[Tried] = []
+
+    def try_one(candidate: Candidate) -> None:
         try:
             tried.append(Tried(candidate, compiled(candidate.changes)))
         except UserError as error:
             tried.append(Tried(candidate, None, str(error)))
+
+    for candidate in unlike(candidates, names)[:most]:
+        try_one(candidate)
+    while all(t.seconds == math.inf for t in tried):
+        smallest = min((t.candidate.bytes for t in tried), default=math.inf)
+        smaller = next((c for c in candidates if c.bytes < 0.9 * smallest), None)
+        if smaller is None:
+            break
+        try_one(smaller)
     return sorted(tried, key=lambda t: t.seconds)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.losses import loss_settings
 from selfreward_jax.core.mesh import make_rules, replicated, row_ways
 from selfreward_jax.engine import programs
@@ -25,20 +27,21 @@ from selfreward_jax.engine.cache import (
 )
 from selfreward_jax.engine.layout import REPLICA, reshard, sampling_mesh, weight_shardings
 from selfreward_jax.engine.regions import Attention, Region, choose_attention, region_shapes
-from selfreward_jax.engine.run import STEPS, prefill_width
-from selfreward_jax.engine.sampling import Law
+from selfreward_jax.engine.run import STEPS, STEPS_WITH_STOP, prefill_width
+from selfreward_jax.engine.sampling import REDRAWN, Law
 from selfreward_jax.engine.schedule import Schedule
 from selfreward_jax.engine.score import score
 from selfreward_jax.llama.attention import choose_backend
 from selfreward_jax.llama.config import LlamaConfig
 from selfreward_jax.llama.lora import trained_specs
 from selfreward_jax.llama.params import full_shape, is_spec, param_specs, shardings
+from selfreward_jax.stages.judge import needs_sampling
 from selfreward_jax.stages.training import lora_settings, optimizer_settings
 from selfreward_jax.training import step
 from selfreward_jax.training.batches import Example, TrainRow, make_batch
 from selfreward_jax.training.objectives import SFT, make_objective
 from selfreward_jax.training.optimizer import make_optimizer, state_shardings
-from selfreward_jax.training.packing import Layout, micro_batches
+from selfreward_jax.training.packing import Layout, micro_batches, plan_micro_batches
 from selfreward_jax.training.throughput import train_flops
 
 
@@ -67,7 +70,10 @@ class Planned:
       tokens: that one call gets done, on all devices together.
       model_flops: what the mathematics of them needs; 0 where nobody counts.
       mesh: that it runs under.
-      rounds: of loops that go on as long as the data asks, by a part of their name.
+      rounds: of loops that go on as long as the data asks, by the name of the operation they come from.
+      texts: that one call gets done where each has a row of its own; 0 elsewhere.
+      notes: what is expected rather than read from the program.
+      too_big: why there is nothing to compile, as its arguments alone don't fit; "" if they do.
     """
 
     name: str
@@ -79,6 +85,9 @@ class Planned:
     model_flops: float
     mesh: Mesh
     rounds: dict[str, int] = dataclasses.field(default_factory=dict)
+    texts: int = 0
+    notes: tuple[str, ...] = ()
+    too_big: str = ""
 
     def trace(self):
         with jax.set_mesh(self.mesh):
@@ -150,9 +159,10 @@ class Plans:
 
     def training(self, stage: str) -> Iterator[Planned]:
         """The programs of `sft` or `dpo`: gradients of a micro-batch, the sum of two of them, and an update."""
-        c, section = self.config, self.config[stage]
-        longest = min(section.max_length, self.model.max_position_embeddings)
+        c = self.config
         sft = stage == "sft" or c.dpo.data == "positives"
+        section = c.sft if sft else c.dpo
+        longest = min(section.max_length, self.model.max_position_embeddings)
         objective = SFT() if sft else make_objective(loss_settings(c.dpo))
         answer = min(c.respond.max_new_tokens, longest - 1)
         example = Example((1,) * min(self.lengths.prompt, longest - answer), (1,) * answer)
@@ -166,11 +176,12 @@ class Plans:
             c.training.length_bucket, c.training.pack, c.training.share_prompt, row_ways(self.mesh, self.rules),
         )  # fmt: skip
         parts = micro_batches(rows, layout)
+        # The first is the largest; the last has what is left of a step, though it is filled up to as many rows.
+        done = len(plan_micro_batches(rows, layout)[0].rows) * len(examples)
         batch, arrays = parts[0]
         counts = {name: jax.ShapeDtypeStruct((), np.float32) for name in objective.counts(rows)}
         key = described(jax.eval_shape(lambda: jax.random.key(0)), replicated(self.mesh))
         settings, frozen = self._forward(section), self.params if self.lora else None
-        done = len(rows) // len(parts) * len(examples)
         optimizer = optimizer_settings(c, section, 1000)
         state = self._state(optimizer)
         beside = {"parameters": bytes_on_device(self.params), "optimizer": bytes_on_device(state.resumable)}
@@ -199,6 +210,7 @@ class Plans:
             done * count,
             train_flops(self.model, [example] * done, self.lora),
             self.mesh,
+            texts=0 if c.training.pack else done,
         )
         pair = (self.trained, described(np.zeros((), np.float32), replicated(self.mesh)))
         if len(parts) > 1:
@@ -221,7 +233,7 @@ class Plans:
     def reference(self) -> Iterator[Planned]:
         """Log-probabilities of answers under the reference."""
         c = self.config
-        if not loss_settings(c.dpo).needs_reference:
+        if c.dpo.data == "positives" or not loss_settings(c.dpo).needs_reference:
             return
         longest = min(c.dpo.max_length, self.model.max_position_embeddings)
         answer = min(c.respond.max_new_tokens, longest - 1)
@@ -231,10 +243,13 @@ class Plans:
         static = {
             "dtype": self.dtype, "head_chunk": c.training.head_chunk, "attention": self.attention, "rules": self.rules,
         }  # fmt: skip
+        starts, alpha = None, loss_settings(c.dpo).ld_alpha
+        if alpha != 1:
+            starts, static["tail_weight"] = self._rows(np.zeros(rows, np.int32)), alpha
         yield Planned(
-            "reference scores", score, (self.model, self.params, batch, None), static,
+            "reference scores", score, (self.model, self.params, batch, starts), static,
             {"parameters": bytes_on_device(self.params), "batch": bytes_on_device(batch)},
-            rows * len(example), train_flops(self.model, [example] * rows) / 3, self.mesh,
+            rows * len(example), train_flops(self.model, [example] * rows) / 3, self.mesh, texts=rows,
         )  # fmt: skip
 
     # Sampling.
@@ -270,7 +285,12 @@ class SamplingStage:
         answer, prompt = c.respond.max_new_tokens, plans.lengths.prompt
         self.prefix = plans.lengths.judge_prompt if name == "judge" else 0
         self.prompt = prompt + answer if name == "judge" else prompt
+        # A score read where the judgement would begin takes a prefill alone.
+        self.reads = name == "judge" and not needs_sampling(section.method, section.rationale)
+        self.steps = STEPS_WITH_STOP if section.get("stop") else STEPS
         self.samples = c.judge.samples if name == "judge" else c.respond.n
+        if self.reads:
+            self.samples = self.new_tokens = 1
         requests = c.prompts.count * (c.respond.n if name == "judge" else 1)
         self.attention: Attention = choose_attention(g.attention, plans.platform)
         self.cache_dtype = jnp.dtype(g.cache_dtype or c.model.dtype)
@@ -280,10 +300,21 @@ class SamplingStage:
         free = machine_bytes() // 4 if plans.platform == "cpu" else int(CACHE_SHARE * (plans.hbm - resident))
         budget = int(g.cache_gib * 2**30) if g.cache_gib else max(free, 0)
         self.padded = padded_length(self.prompt, bucket)
-        self.cache: CachePlan = plan_cache(
-            plans.model, plans.sampling, requests=requests, samples=self.samples, slots=g.slots, prefix=self.prefix,
-            padded_prompt=self.padded, own_limit=self.new_tokens, dtype=self.cache_dtype, budget=budget,
+        planned = functools.partial(
+            plan_cache, plans.model, plans.sampling, requests=requests, samples=self.samples, prefix=self.prefix,
+            padded_prompt=self.padded, own_limit=self.new_tokens, dtype=self.cache_dtype,
         )  # fmt: skip
+        self.too_big = ""
+        try:
+            self.cache: CachePlan = planned(slots=g.slots, budget=budget)
+        except UserError:
+            if g.cache_gib:
+                raise
+            self.cache = planned(slots=1, budget=sys.maxsize)
+            self.too_big = (
+                f"parameters and sampling weights take {resident / 2**30:.2f} GiB of {plans.hbm / 2**30:.2f} GiB, and a"
+                f" row of the cache would need {self.cache.total_bytes() / 2**30:.2f} GiB"
+            )
         tokens = g.prefill_tokens or (512 if plans.platform == "cpu" else 2048)
         self.width = prefill_width(tokens, self.padded, self.cache.entries)
         self.rows = plans.replicas * self.cache.slots
@@ -305,10 +336,14 @@ class SamplingStage:
 
     def _prompts(self) -> list[Region]:
         c = self.cache
+        if self.reads:
+            return []
         return self._region(blocks_for(self.padded, c.prompt_block), self.plans.replicas * c.entries, c.prompt_block)
 
     def _own(self) -> list[Region]:
         c = self.cache
+        if self.reads:
+            return []
         return self._region(blocks_for(self.new_tokens, c.own_block), self.rows, c.own_block)
 
     def _put(self, x, *axes) -> Any:
@@ -317,6 +352,11 @@ class SamplingStage:
     def programs(self) -> Iterator[Planned]:
         """Prefill of prompts, and decoding."""
         p, what = self.plans, {"respond": "answers", "judge": "judgements"}[self.name]
+        if self.too_big:
+            yield Planned(
+                f"decode, {what}", None, (self.weights,), {}, self.kinds, 0, 0, p.sampling, too_big=self.too_big
+            )
+            return
         P, T = p.replicas * self.width, self.padded
         on_rows = lambda x: self._put(x, REPLICA)  # noqa: E731
         length = self._put(np.zeros((), np.int32))
@@ -329,6 +369,12 @@ class SamplingStage:
             ),
             {"dtype": p.dtype, "attention": self.attention}, self.kinds, P * T, forward * P * T, p.sampling,
         )  # fmt: skip
+        if self.reads:
+            return
+        again = self.redraws()
+        told = (
+            f"at top_p={self.law.top_p} {self.rows} rows draw again {again} times a step, {REDRAWN} of them at a time"
+        )
         slots, seats = Schedule(p.replicas, self.cache.slots, self.cache.entries, self.samples, []).arrays(0, 1)
         yield Planned(
             f"decode, {what}", programs.decode,
@@ -338,6 +384,13 @@ class SamplingStage:
                 programs.Seats(**{name: on_rows(x) for name, x in seats.items()}),
                 self._put(np.zeros(0, np.int32)), self._put(np.zeros(4, np.int32)),
             ),
-            {"law": self.law, "steps": STEPS, "eos_ids": p.model.eos_token_ids or (2,), "dtype": p.dtype},
-            self.kinds, self.rows, forward * self.rows, p.sampling, {"jit(decode)": 1},
+            {"law": self.law, "steps": self.steps, "eos_ids": p.model.eos_token_ids or (2,), "dtype": p.dtype},
+            self.kinds, self.rows, forward * self.rows, p.sampling,
+            {"jit(decode)/while": 1, "jit(decode)/while/body/sample/while": again}, notes=(told,) if again else (),
         )  # fmt: skip
+
+    def redraws(self) -> int:
+        """Rounds that a decode step is expected to take until all rows' tokens lie in the nucleus, at most."""
+        if self.law.temperature == 0:
+            return 0
+        return math.ceil((1 / self.law.top_p - 1) * self.rows / REDRAWN)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from selfreward_jax.plan.compiled import Result
-from selfreward_jax.plan.iteration import Part
+from selfreward_jax.plan.compiled import Result, mfu, rate
+from selfreward_jax.plan.iteration import Part, total
 from selfreward_jax.plan.machines import Machine
 from selfreward_jax.plan.search import Tried
 
@@ -15,6 +15,13 @@ KINDS = (
     "parameters", "adapter", "sampling weights", "optimizer", "summed gradients", "gradients", "KV cache", "batch",
     "results", "temporaries",
 )  # fmt: skip
+
+
+def told(r: Result) -> str:
+    """A result in a line."""
+    if r.too_big:
+        return f"{r.planned.name}: TOO BIG, {r.too_big}"
+    return f"{r.planned.name}: {gib(r.total)} GiB, {1000 * r.roofline:.3g} ms, bound by {r.bound}"
 
 
 def gib(size: float) -> str:
@@ -60,15 +67,10 @@ def speed_table(results: Sequence[Result], machine: Machine) -> Table:
         table.add_row(
             p.name, f"{r.flops / 1e12:.3g}", f"{r.bytes / 1e9:.3g}", f"{sum(r.wire.values()) / 1e9:.3g}",
             *(f"{1000 * r.seconds[name]:.3g}" for name in ("matrix", "hbm", "ici")), r.bound,
-            f"{p.tokens / time / machine.chips:.0f}" if p.tokens and time else "",
+            f"{rate(r, machine):.0f}" if p.tokens and time else "",
             f"{100 * mfu(r, machine):.0f}%" if p.model_flops and time else "",
         )  # fmt: skip
     return table
-
-
-def mfu(result: Result, machine: Machine) -> float:
-    """Share of the devices' arithmetic that goes into the model's own, at the roofline's speed."""
-    return result.planned.model_flops / (machine.devices * machine.chip.tflops * 1e12 * result.roofline)
 
 
 def collectives_table(results: Sequence[Result]) -> Table:
@@ -93,19 +95,13 @@ def iteration_table(parts: Sequence[Part], machine: Machine, price: float) -> Ta
     for name in ("hours", "chip-hours", *(("USD",) if price else ())):
         table.add_column(name, justify="right")
 
-    def row(stage: str, work: str, seconds: float | None) -> None:
-        if seconds is None:
-            table.add_row(stage, work, *["-"] * (3 if price else 2))
-            return
-        hours = seconds / 3600
+    for part in (*parts, total(parts)):
+        if part.seconds is None:
+            table.add_row(part.stage, part.work, *["-"] * (2 if price else 1), part.missing)
+            continue
+        hours = part.seconds / 3600
         cost = (f"{price * hours * machine.chips:,.0f}",) if price else ()
-        table.add_row(stage, work, f"{hours:.3g}", f"{hours * machine.chips:,.3g}", *cost)
-
-    for part in parts:
-        row(part.stage, part.work, part.seconds)
-    known = [p.seconds for p in parts if p.seconds is not None]
-    if len(known) == len(parts):
-        row("all", "", sum(known))
+        table.add_row(part.stage, part.work, f"{hours:.3g}", f"{hours * machine.chips:,.3g}", *cost)
     return table
 
 
@@ -121,8 +117,7 @@ def show_tried(what: str, tried: Sequence[Tried], machine: Machine) -> None:
             table.add_row(*cells, t.why or r.too_big if r else t.why)
             continue
         times = (f"{1000 * r.seconds[name]:.3g}" for name in ("matrix", "hbm", "ici"))
-        rate = f"{r.planned.tokens / r.roofline / machine.chips:.0f}"
-        table.add_row(*cells, gib(r.total), *times, rate, f"{100 * mfu(r, machine):.0f}%")
+        table.add_row(*cells, gib(r.total), *times, f"{rate(r, machine):.0f}", f"{100 * mfu(r, machine):.0f}%")
     _console().print(table)
 
 

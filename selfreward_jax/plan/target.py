@@ -6,7 +6,7 @@ import os
 import jax
 
 from selfreward_jax.core.errors import UserError
-from selfreward_jax.plan.machines import Machine
+from selfreward_jax.plan.machines import Machine, known
 
 # What the TPU compiler would otherwise ask the machine's metadata for.
 _DESCRIBED = {
@@ -40,6 +40,7 @@ def _described(machine: Machine) -> list:
         os.environ.setdefault(name, value)
     more = {"chips_per_host_bounds": machine.shape if len(machine.shape) == 3 else (*machine.shape, 1)}
     more = more if machine.chips < 4 else {}
+    more |= {"chip_config_name": machine.chip.described_as} if machine.chip.described_as else {}
     try:
         return list(topologies.get_topology_desc(platform="tpu", topology_name=machine.name, **more).devices)
     except Exception as error:  # of several types, by what failed first
@@ -49,7 +50,9 @@ def _described(machine: Machine) -> list:
                 "the TPU compiler is in use by another process, and one at a time may have it; wait for that plan to"
                 f" end, or set ALLOW_MULTIPLE_LIBTPU_LOAD=1 if no TPU is attached here ({said})."
             ) from None
-        raise UserError(f"--topology={machine.name}: the TPU compiler does not know it ({said}).") from None
+        raise UserError(
+            f"--topology={machine.name}: the TPU compiler does not know it ({said}); known are {known()}."
+        ) from None
 
 
 def _simulated(machine: Machine) -> list:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 from jax.core import ShapedArray
 from jax.extend import core
 
@@ -19,6 +20,17 @@ def largest_values(planned: Planned, most: int = 8) -> list[tuple[str, str, floa
             continue
         array = f"{aval.dtype}[{','.join(map(str, aval.shape))}]"
         found.setdefault(array, (source, float(math.prod(aval.shape) * aval.dtype.itemsize)))
+    rows = [(source, array, size) for array, (source, size) in found.items()]
+    return sorted(rows, key=lambda row: -row[2])[:most]
+
+
+def largest_arguments(planned: Planned, most: int = 8) -> list[tuple[str, str, float]]:
+    """The same of the arrays that it is called with."""
+    found: dict[str, tuple[str, float]] = {}
+    for path, x in jax.tree.leaves_with_path(planned.arguments):
+        array = f"{x.dtype}[{','.join(map(str, x.shape))}]"
+        name = jax.tree_util.keystr(path[1:], simple=True, separator="/")
+        found.setdefault(array, (name, float(math.prod(x.shape) * x.dtype.itemsize)))
     rows = [(source, array, size) for array, (source, size) in found.items()]
     return sorted(rows, key=lambda row: -row[2])[:most]
 

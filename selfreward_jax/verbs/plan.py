@@ -11,7 +11,7 @@ from etils import epath
 
 from selfreward_jax.core.config import load_config
 from selfreward_jax.core.errors import UserError, did_you_mean
-from selfreward_jax.core.interrupt import Interrupt
+from selfreward_jax.core.interrupt import Interrupt, Interrupted
 from selfreward_jax.core.mesh import mesh_over, mesh_sizes
 from selfreward_jax.core.progress import say
 from selfreward_jax.core.store import write_atomic
@@ -20,7 +20,7 @@ from selfreward_jax.llama.known import shape_of
 from selfreward_jax.plan import iteration as iterations
 from selfreward_jax.plan import machines, table
 from selfreward_jax.plan.compiled import Result, as_json, compile_planned
-from selfreward_jax.plan.search import sampling, training, try_out, unlike
+from selfreward_jax.plan.search import sampling, training, try_out
 from selfreward_jax.plan.shapes import Lengths, Planned, Plans
 from selfreward_jax.plan.target import devices_of
 
@@ -36,16 +36,19 @@ def plan(options: argparse.Namespace, overrides: Sequence[str], interrupt: Inter
         mesh_sizes(config.mesh, machine.devices, machine.name)
     target = Target(config, model, machine, devices_of(machine), lengths, interrupt)
     say(f"{config.model.path} on {machine.name}, {machine.chips} {machine.chip.title}")
+    tried: list[dict[str, Any]] = []
     if options.search:
-        changes = search_layout(target, options.search)
+        changes, tried = search_layout(target, options.search)
         target = dataclasses.replace(target, config=changed(config, changes))
-    results = [target.compiled(planned) for planned in programs(target.plans(), stages)]
+    # All of them before the first is compiled, so that a field that can't be is told at once.
+    planned = list(programs(target.plans(), stages))
+    results = [target.compiled(p) for p in planned]
     means = iterations.Means(options.mean_prompt, options.mean_answer, options.mean_judgement, options.pair_share)
     whole = {"dpo", "respond", "judge"} <= set(stages)
     parts = iterations.iteration(target.config, results, means, machine) if whole else []
     table.show(results, parts, machine, options.price)
     if options.output:
-        facts = _facts(target, results, parts)
+        facts = _facts(target, results, parts, options.price) | {"tried": tried}
         write_atomic(epath.Path(options.output), json.dumps(facts, indent=1))
         say(f"the same as JSON lies in {options.output}")
 
@@ -72,8 +75,11 @@ class Target:
 
     def compiled(self, planned: Planned) -> Result:
         say(f"compiling {planned.name} ...")
-        self.interrupt.check()
-        return compile_planned(planned, self.machine)
+        if self.interrupt.agreed():
+            raise Interrupted("of a plan nothing is kept, so the same command begins anew")
+        result = compile_planned(planned, self.machine)
+        say(table.told(result))
+        return result
 
 
 def changed(config: Any, changes: Mapping[str, Any]) -> Any:
@@ -83,25 +89,26 @@ def changed(config: Any, changes: Mapping[str, Any]) -> Any:
     return copy
 
 
-def search_layout(target: Target, most: int) -> dict[str, Any]:
-    """The fields of the fastest layout that fits, for training and for sampling; tells of all that were tried.
+def search_layout(target: Target, most: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The fields of the fastest layout that fits, for training and for sampling, and all that were tried as JSON.
 
     Raises:
       UserError: none fits.
     """
     found: dict[str, Any] = {}
-    c, model, machine = target.config, target.model, target.machine
+    facts: list[dict[str, Any]] = []
+    machine = target.machine
     kinds = {
         "DPO step": (
-            unlike(training(c, model, machine), most, ("mesh.data", "mesh.fsdp", "mesh.tensor", "training.remat")),
+            training, ("mesh.data", "mesh.fsdp", "mesh.tensor", "training.remat"),
             lambda plans: next(iter(plans.training("dpo"))),
         ),
         "decode step": (
-            sampling(c, model, machine)[:most],
+            sampling, ("generation.tensor", "generation.slots"),
             lambda plans: list(plans.stage("respond").programs())[-1],
         ),
-    }
-    for what, (candidates, program) in kinds.items():
+    }  # fmt: skip
+    for what, (candidates_for, names, program) in kinds.items():
         so_far = dataclasses.replace(target, config=changed(target.config, found))
 
         def compiled(changes: Mapping[str, Any], so_far=so_far, program=program) -> Result:
@@ -109,16 +116,26 @@ def search_layout(target: Target, most: int) -> dict[str, Any]:
             tried = dataclasses.replace(so_far, config=changed(so_far.config, changes))
             return tried.compiled(program(tried.plans()))
 
-        tried = try_out(candidates, compiled)
+        candidates = candidates_for(so_far.config, target.model, machine, target.lengths)
+        tried = try_out(candidates, most, names, compiled)
         table.show_tried(what, tried, machine)
+        facts += [
+            {
+                "for": what, "changes": t.candidate.changes, "estimated_bytes": t.candidate.bytes, "why": t.why,
+                "result": as_json(t.result, machine) if t.result else None,
+            }
+            for t in tried
+        ]  # fmt: skip
         if not tried or tried[0].seconds == math.inf:
+            found_out = f"none of the {len(tried)} layouts of a {what} that were tried fits"
+            estimated = f"no layout of a {what} fits, by the formulas (not compiled),"
             raise UserError(
-                f"--search: no layout of {what} was found that fits {machine.name}; take a larger slice, fewer tokens"
-                " (dpo.max_length, respond.max_new_tokens), or training.moments_dtype=int8."
+                f"--search: {found_out if tried else estimated} {machine.name}; take a larger slice, fewer tokens"
+                " (dpo.max_length, respond.max_new_tokens, --prompt_tokens), training.moments_dtype=int8 or lora.rank."
             )
         found |= tried[0].candidate.changes
     say("the fastest that fit: " + " ".join(f"--config.{name}={value}" for name, value in found.items()))
-    return found
+    return found, facts
 
 
 def programs(plans: Plans, stages: Sequence[str]) -> Iterator[Planned]:
@@ -127,7 +144,7 @@ def programs(plans: Plans, stages: Sequence[str]) -> Iterator[Planned]:
         "sft": lambda: plans.training("sft"),
         "reshard": plans.resharding,
         "respond": lambda: plans.stage("respond").programs(),
-        "judge": lambda: plans.stage("judge").programs(),
+        "judge": lambda: plans.stage("judge").programs() if plans.config.judge.method != "function" else iter(()),
         "reference": plans.reference,
         "dpo": lambda: plans.training("dpo"),
     }
@@ -145,13 +162,26 @@ def _stages(text: str) -> list[str]:
     return names
 
 
-def _facts(target: Target, results: Sequence[Result], parts: Sequence[iterations.Part]) -> dict[str, Any]:
+def _facts(target: Target, results: Sequence[Result], parts: Sequence[iterations.Part], price: float) -> dict[str, Any]:
+    machine = target.machine
+
+    def part(p: iterations.Part) -> dict[str, Any]:
+        hours = None if p.seconds is None else p.seconds / 3600
+        spent = None if hours is None else hours * machine.chips
+        return {
+            "stage": p.stage, "work": p.work, "calls": dict(p.calls), "missing": p.missing, "seconds": p.seconds,
+            "hours": hours, "chip_hours": spent, "usd": spent * price if price and spent is not None else None,
+        }  # fmt: skip
+
     return {
-        "topology": target.machine.name,
-        "chips": target.machine.chips,
+        "topology": machine.name,
+        "chips": machine.chips,
+        "devices": machine.devices,
+        "hbm_gib": machine.chip.hbm_gib if math.isfinite(machine.chip.hbm_gib) else None,
         "model": target.config.model.path,
         "mesh": target.mesh,
         "config": target.config.to_dict(),
-        "programs": [as_json(r) for r in results],
-        "iteration": [{"stage": p.stage, "work": p.work, "calls": dict(p.calls), "seconds": p.seconds} for p in parts],
+        "programs": [as_json(r, machine) for r in results],
+        "iteration": [part(p) for p in parts],
+        "total": part(iterations.total(parts)) if parts else None,
     }

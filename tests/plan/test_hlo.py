@@ -53,8 +53,21 @@ def test_a_loop_that_goes_on_as_the_data_asks_is_named_and_can_be_told():
     text = text_of(until, (N, D), (D, D))
     once = costs(text)
     assert once.flops == 2 * N * D * D and once.unknown_loops == ["jit(until)/while"]
-    told = costs(text, {"jit(until)": 9})
+    told = costs(text, {"jit(until)/while": 9})
     assert told.flops == 9 * once.flops and not told.unknown_loops
+
+
+def test_a_loop_inside_of_one_that_is_told_has_rounds_of_its_own():
+    def until(x, w):
+        def outer(x):
+            return jax.lax.while_loop(lambda y: y.sum() > 2, lambda y: jnp.sin(y @ w), x)
+
+        return jax.lax.while_loop(lambda x: x.sum() > 1, outer, x)
+
+    text = text_of(until, (N, D), (D, D))
+    assert costs(text, {"jit(until)/while": 1}).unknown_loops == ["jit(until)/while/body/while"]
+    both = costs(text, {"jit(until)/while": 3, "jit(until)/while/body/while": 5})
+    assert both.flops == 15 * 2 * N * D * D and not both.unknown_loops
 
 
 def test_reading_a_piece_of_an_array_is_not_reading_all_of_it():
@@ -109,6 +122,35 @@ def test_what_is_sent_around_a_ring():
         (only,) = costs(start + line.format(kind) + "\n}\n").collectives
         sent[kind] = only.wire_bytes
     assert sent == {"all-gather": 512 * 3 / 4, "all-reduce": 2 * 512 * 3 / 4, "collective-permute": 512}
+
+
+def test_a_gather_of_several_arrays_gives_them_all():
+    text = """
+ENTRY %main (a: f32[2,8], b: f32[2,4]) -> f32[8,4] {
+  %a = f32[2,8]{1,0} parameter(0)
+  %b = f32[2,4]{1,0} parameter(1)
+  %g = ((f32[2,8], f32[2,4]), (f32[8,8], f32[8,4])) all-gather-start(%a, %b), replica_groups=[1,4]<=[4]
+  ROOT %d = (f32[8,8]{1,0}, f32[8,4]{1,0}) all-gather-done(%g)
+}
+"""
+    (only,) = costs(text).collectives
+    assert only.bytes == 4 * (64 + 32)
+
+
+def test_to_wait_costs_nothing_and_a_hosts_memory_is_not_fast():
+    text = """
+ENTRY %main (a: f32[8,8]) -> f32[8,8] {
+  %a = f32[8,8]{1,0} parameter(0)
+  %s = f32[8,8]{1,0:S(5)} parameter(1)
+  %v = f32[8,8]{1,0:S(1)} parameter(2)
+  ROOT %d = f32[8,8]{1,0} DONE(%a)
+}
+"""
+    for code in ("reduce-scatter-done", "all-to-all-done", "async-update", "copy-done"):
+        assert costs(text.replace("DONE", code)).bytes == 0
+    assert costs(text.replace("DONE", "negate")).bytes == 2 * 4 * 64
+    ops = Program(text).computations["main"]
+    assert [ops[n].results[0].fast for n in "asv"] == [False, False, True]
 
 
 def test_the_pieces_of_one_collective_are_one():

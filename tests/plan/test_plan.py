@@ -39,7 +39,12 @@ def test_a_run_is_planned_whole(tmp_path):
     assert programs["dpo update"]["memory"]["optimizer"] == pytest.approx(2 * parameters, rel=0.01)
     assert programs["dpo gradients"]["flops"] >= 0.95 * programs["dpo gradients"]["model_flops"] / 2
     assert programs["decode, answers"]["memory"]["KV cache"] > 0
-    assert all(stage["seconds"] > 0 for stage in facts["iteration"])
+    stages = facts["iteration"]
+    assert [s["stage"] for s in stages] == ["reshard", "respond", "judge", "reference", "dpo"]
+    assert all(s["usd"] == 2 * s["chip_hours"] == 4 * s["hours"] > 0 for s in stages)
+    assert facts["total"]["hours"] == pytest.approx(sum(s["hours"] for s in stages))
+    assert programs["dpo gradients"]["mfu"] > 0 and facts["tried"] == []
+    assert "dpo update: " in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -76,6 +81,12 @@ def test_what_can_not_be_planned_is_told_in_a_line(more, told, capsys):
     assert err.startswith("selfreward: ") and told in err
 
 
+def test_a_plan_that_is_stopped_does_not_promise_to_go_on(capsys, monkeypatch):
+    monkeypatch.setattr("selfreward_jax.core.interrupt.Interrupt.agreed", lambda self: True)
+    assert cli.main(words("--topology=cpu:8", "--stages=reshard")) == 130
+    assert "of a plan nothing is kept" in capsys.readouterr().err
+
+
 def test_the_compiler_that_is_missing_is_named(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "libtpu", None)
     assert cli.main(words("--topology=v5e:2x2")) == 2
@@ -87,6 +98,7 @@ def test_the_compiler_that_is_missing_is_named(capsys, monkeypatch):
     [
         ("ABORTED: Internal error when accessing libtpu multi-process lockfile.", "in use by another process"),
         ("INVALID_ARGUMENT: Topology layout is not divisible", "the TPU compiler does not know it"),
+        ("INVALID_ARGUMENT: Topology layout is not divisible", "known are v4:2x2x1 to v4:8x8x8"),
     ],
 )
 def test_what_the_compiler_refuses_is_told_in_a_line(said, told, capsys, monkeypatch):

@@ -11,16 +11,20 @@ from selfreward_jax.core.interrupt import Interrupt
 from selfreward_jax.core.losses import loss_settings
 from selfreward_jax.core.mesh import make_mesh, make_rules, mesh_over
 from selfreward_jax.engine.generate import Engine
+from selfreward_jax.engine.run import STEPS_WITH_STOP
 from selfreward_jax.engine.sampling import SamplingSettings
 from selfreward_jax.engine.schedule import Request
 from selfreward_jax.engine.score import score_batch
 from selfreward_jax.llama.load import load_model
+from selfreward_jax.plan.compiled import compile_planned
+from selfreward_jax.plan.machines import parse
 from selfreward_jax.plan.shapes import Lengths, Plans, bytes_on_device
 from selfreward_jax.stages.training import train_settings
 from selfreward_jax.stages.work import engine_settings
 from selfreward_jax.training import loop
 from selfreward_jax.training.batches import Example, TrainRow
 from selfreward_jax.training.objectives import make_objective
+from selfreward_jax.verbs.plan import programs
 from tests import tiny
 
 MESH = {"data": 2, "fsdp": 2, "tensor": 2}
@@ -121,6 +125,59 @@ def test_sampling_programs_are_those_of_the_engine(config, model, plans, stage, 
         assert {k: v for k, v in static.items() if k != "eos_ids"} == {
             k: v for k, v in plan.static.items() if k != "eos_ids"
         }
+
+
+def test_draws_outside_of_the_nucleus_are_repeated(config, model):
+    def stage(top_p, temperature=0.7):
+        other = config.copy_and_resolve_references()
+        other.respond.top_p, other.respond.temperature, other.generation.slots = top_p, temperature, 24
+        mesh = mesh_over(MESH, jax.devices())
+        return Plans(other, model.config, mesh, "cpu", 2.0**34, Lengths(PROMPT, INSTRUCTIONS)).stage("respond")
+
+    assert stage(0.2).rows == 24
+    # A fifth of the draws is kept, so each row takes four more, and sixteen are made at a time.
+    assert [stage(*law).redraws() for law in ((0.2,), (0.9,), (1.0,), (0.2, 0.0))] == [6, 1, 0, 0]
+    decode = list(stage(0.2).programs())[-1]
+    assert decode.notes and "draw again 6 times a step" in decode.notes[0]
+    result = compile_planned(decode, parse("cpu:8"))
+    assert result.notes == list(decode.notes)  # and no loop whose rounds are unknown
+
+
+def test_programs_follow_the_way_of_judging_and_the_losses(config, model):
+    def plans(**changes):
+        other = config.copy_and_resolve_references()
+        other.update_from_flattened_dict(changes)
+        lengths = Lengths(PROMPT, INSTRUCTIONS)
+        return Plans(other, model.config, mesh_over(MESH, jax.devices()), "cpu", 2.0**34, lengths)
+
+    read = plans(**{"judge.method": "expected", "judge.rationale": False})
+    (prefill,) = read.stage("judge").programs()
+    assert prefill.name == "prefill, judgements" and prefill.arguments[4] == []
+    assert not list(programs(plans(**{"judge.method": "function"}), ["judge"]))
+    assert list(plans(**{"respond.stop": ("x",)}).stage("respond").programs())[-1].static["steps"] == STEPS_WITH_STOP
+    (scores,) = plans(**{"dpo.ld_alpha": 0.5}).reference()
+    assert scores.arguments[3].shape == (8,) and scores.static["tail_weight"] == 0.5
+    assert not list(plans(**{"dpo.data": "positives"}).reference())
+
+
+def test_sampling_that_does_not_fit_is_a_result(config, model):
+    free = config.copy_and_resolve_references()
+    free.generation.cache_gib = 0.0
+    plans = Plans(free, model.config, mesh_over(MESH, jax.devices()), "gpu", 2.0**16, Lengths(PROMPT, INSTRUCTIONS))
+    (planned,) = plans.stage("judge").programs()
+    result = compile_planned(planned, parse("gpu:8xh100"))
+    assert "parameters and sampling weights take" in result.too_big and result.seconds == {}
+    assert {"parameters", "sampling weights"} < set(result.memory) and result.largest
+
+
+@pytest.mark.parametrize("micro", [3, 8, 5])
+def test_a_micro_batch_does_as_much_as_it_has_rows(config, model, micro):
+    other = config.copy_and_resolve_references()
+    other.dpo.micro_batch_size = micro
+    plans = Plans(other, model.config, mesh_over(MESH, jax.devices()), "cpu", 2.0**34, Lengths(PROMPT, INSTRUCTIONS))
+    gradients = next(iter(plans.training("dpo")))
+    rows = gradients.arguments[4].tokens.shape[0]  # of 8 pairs; none of the first one's stand empty
+    assert gradients.texts == min(rows, 16) and gradients.tokens == gradients.texts * (PROMPT + ANSWER)
 
 
 def test_scores_are_those_of_the_reference(config, model, plans, monkeypatch):
