@@ -291,7 +291,7 @@ def decode(
         logits_RV = llama.logits(config, weights, hidden)
 
         banned = end_RV & (count_R < min_tokens)[:, None]
-        drawn_R, logp_R = sample(logits_RV, keys_at(slots.key, count_R), law, banned)
+        drawn_R, logp_R = sample(logits_RV, keys_at(slots.key, count_R), law, banned, seats.slot_of.shape[0])
         last_R = (jnp.isin(drawn_R, eos) | (count_R + 1 >= max_tokens)) & ~fed_R
         if candidates_Z.shape[0]:
             last_R |= fed_R & (step >= slots.to_feed)

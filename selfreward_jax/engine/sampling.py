@@ -16,7 +16,7 @@ from flax import struct
 from selfreward_jax.core.errors import UserError
 
 _BLOCK = 256
-REDRAWN = 16  # rows that draw again at a time
+REDRAWN = 16  # rows of a replica that draw again at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +132,7 @@ def kth_largest(x_RV: jax.Array, k: int) -> jax.Array:
 
 @jax.named_scope("sample")
 def sample(
-    logits_RV: jax.Array, keys_R: jax.Array, law: Law, banned_RV: jax.Array | None = None
+    logits_RV: jax.Array, keys_R: jax.Array, law: Law, banned_RV: jax.Array | None = None, replicas: int = 1
 ) -> tuple[jax.Array, jax.Array]:
     """Draws one token per row.
 
@@ -143,6 +143,7 @@ def sample(
         whose more probable tokens have a mass below top-p: the smallest set that reaches top-p, together with all
         ties of its last token.
       banned_RV: True where a token must not be drawn, broadcast against the logits.
+      replicas: how many the rows are split over, in equal parts; what is drawn doesn't depend on it.
 
     Returns:
       Token ids int32 [R], and their log-probabilities under the model itself (temperature 1, every token) [R].
@@ -174,18 +175,28 @@ def sample(
             # NaN logits would never be kept; the row ends with whatever was drawn instead of looping for ever.
             return new_R, kept_R | ~jnp.isfinite(top)
 
-        def redraw(state):
-            """Another attempt for the first few rows that still need one; most rows need none."""
-            tries_R, token_R, kept_R = state
-            (rows,) = jnp.nonzero(~kept_R, size=min(REDRAWN, R), fill_value=R)
+        def redraw(drawn: _Weights, nucleus: _Weights, keys, top, tries, token, kept):
+            """Another attempt for the first few rows of a replica that still need one; most rows need none."""
+            own = len(token)
+            (rows,) = jnp.nonzero(~kept, size=min(REDRAWN, own), fill_value=own)
             # Rows in place of none point past the end: what is read there is some row's, what is written is nobody's.
-            some = jnp.minimum(rows, R - 1)
-            new, kept = attempt(*jax.tree.map(lambda x: x[some], (drawn, nucleus, keys_R, top_R, tries_R)))
-            token_R = token_R.at[rows].set(new, mode="drop")
-            return tries_R.at[rows].add(1, mode="drop"), token_R, kept_R.at[rows].set(kept, mode="drop")
+            some = jnp.minimum(rows, own - 1)
+            new, well = attempt(*jax.tree.map(lambda x: x[some], (drawn, nucleus, keys, top, tries)))
+            token = token.at[rows].set(new, mode="drop")
+            return tries.at[rows].add(1, mode="drop"), token, kept.at[rows].set(well, mode="drop")
 
+        def by_replica(tree):
+            """[replicas, R / replicas, ...], so that no row's weights leave where they are to be drawn from again."""
+            return jax.tree.map(lambda x: x.reshape(replicas, R // replicas, *x.shape[1:]), tree)
+
+        given = by_replica((drawn, nucleus, keys_R, top_R))
         first = attempt(drawn, nucleus, keys_R, top_R, jnp.zeros(R, jnp.int32))
-        _, token_R, _ = jax.lax.while_loop(lambda state: ~jnp.all(state[2]), redraw, (jnp.ones(R, jnp.int32), *first))
+        _, token_DR, _ = jax.lax.while_loop(
+            lambda state: ~jnp.all(state[2]),
+            lambda state: jax.vmap(redraw)(*given, *state),
+            by_replica((jnp.ones(R, jnp.int32), *first)),
+        )
+        token_R = token_DR.reshape(R)
     logit_R = jnp.take_along_axis(model_RV, token_R[:, None], axis=-1)[:, 0]
     return token_R, logit_R - log_normaliser(model_RV, model_RV.max(axis=-1))
 

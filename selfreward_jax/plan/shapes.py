@@ -372,9 +372,7 @@ class SamplingStage:
         if self.reads:
             return
         again = self.redraws()
-        told = (
-            f"at top_p={self.law.top_p} {self.rows} rows draw again {again} times a step, {REDRAWN} of them at a time"
-        )
+        told = f"at top_p={self.law.top_p} some rows draw again, {again} times a step, {REDRAWN} of a replica at a time"
         slots, seats = Schedule(p.replicas, self.cache.slots, self.cache.entries, self.samples, []).arrays(0, 1)
         yield Planned(
             f"decode, {what}", programs.decode,
@@ -393,4 +391,4 @@ class SamplingStage:
         """Rounds that a decode step is expected to take until all rows' tokens lie in the nucleus, at most."""
         if self.law.temperature == 0:
             return 0
-        return math.ceil((1 / self.law.top_p - 1) * self.rows / REDRAWN)
+        return math.ceil((1 / self.law.top_p - 1) * self.rows / self.plans.replicas / REDRAWN)

@@ -1,6 +1,7 @@
 """One draw: the nucleus is exact, its frequencies are those of the model, and nothing but the key decides."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -129,6 +130,32 @@ def test_draws_that_are_repeated_for_a_few_rows_are_those_rows_own(rows):
     together, _ = draw(LOGITS, KEYS, Law(1.5, 0.2))
     apart, _ = draw(LOGITS[:rows], KEYS[:rows], Law(1.5, 0.2))
     np.testing.assert_array_equal(apart, together[:rows])
+
+
+@pytest.mark.parametrize("replicas", [2, 5, 50])
+def test_what_is_drawn_does_not_depend_on_the_replicas(replicas):
+    alone, _ = draw(LOGITS, KEYS, Law(1.5, 0.2))
+    split, _ = sample(LOGITS, KEYS, Law(1.5, 0.2), None, replicas)
+    np.testing.assert_array_equal(split, alone)
+
+
+def test_no_weights_leave_their_replica_to_be_drawn_from_again():
+    mesh = jax.make_mesh((8,), ("replica",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("replica"))
+    given = [
+        jax.ShapeDtypeStruct((64, 5000), jnp.float32, sharding=rows),
+        jax.ShapeDtypeStruct((64, 2), jnp.uint32, sharding=rows),
+    ]
+
+    def sent(replicas: int) -> list[str]:
+        def drawn(logits, key_data):
+            return sample(logits, keys_at(key_data, jnp.zeros(64, jnp.int32)), Law(1.0, 0.9), None, replicas)
+
+        text = jax.jit(drawn).lower(*given).compile().as_text()
+        return re.findall(r"= (.*) (?:all-reduce|all-gather|all-to-all|collective-permute)\(", text)
+
+    assert any(",256]" in shape for shape in sent(1))
+    assert sent(8) == ["pred[]"]  # whether any row is left
 
 
 def test_other_keys_give_other_tokens():

@@ -135,10 +135,10 @@ def test_draws_outside_of_the_nucleus_are_repeated(config, model):
         return Plans(other, model.config, mesh, "cpu", 2.0**34, Lengths(PROMPT, INSTRUCTIONS)).stage("respond")
 
     assert stage(0.2).rows == 24
-    # A fifth of the draws is kept, so each row takes four more, and sixteen are made at a time.
-    assert [stage(*law).redraws() for law in ((0.2,), (0.9,), (1.0,), (0.2, 0.0))] == [6, 1, 0, 0]
+    # A fifth of the draws is kept, so each of a replica's six rows takes four more, and sixteen are made at a time.
+    assert [stage(*law).redraws() for law in ((0.2,), (0.9,), (1.0,), (0.2, 0.0))] == [2, 1, 0, 0]
     decode = list(stage(0.2).programs())[-1]
-    assert decode.notes and "draw again 6 times a step" in decode.notes[0]
+    assert decode.notes and "draw again, 2 times a step" in decode.notes[0]
     result = compile_planned(decode, parse("cpu:8"))
     assert result.notes == list(decode.notes)  # and no loop whose rounds are unknown
 
