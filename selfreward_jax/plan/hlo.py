@@ -351,7 +351,8 @@ def _convolution_flops(program: Program, computation: str, op: Op) -> float:
     def field(key: str, n: int, default: str) -> str:
         return window[key].split("x")[n] if key in window else default
 
-    for n, label in enumerate(spatial):
+    for label in spatial:
+        n = int(label)  # a window names its axes by number, in whatever order the labels stand
         low, _, _ = field("pad", n, "0_0").partition("_")
         flops *= _valid(
             left[lhs.index(label)], right[rhs.index(label)], result[out.index(label)],

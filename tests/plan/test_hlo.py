@@ -213,6 +213,17 @@ def test_convolutions_count_what_lies_inside_of_their_input():
         assert _convolution_flops(program, "main", program.computations["main"]["c"]) == expected
 
 
+def test_a_windows_axes_go_by_their_numbers_in_whatever_order_they_stand():
+    """As a TPU's compiler writes [4, 512, 4096] x [4096, 2, 6, 128]: all of it is a product of matrices."""
+    text = (
+        "ENTRY %main () -> f32[2] {\n"
+        "  %a = bf16[4,512,4096,1,1]{4,3,2,1,0} parameter(0)\n  %b = bf16[4096,2,6,128,1]{4,3,2,1,0} parameter(1)\n"
+        "  %c = bf16[4,512,2,6,128]{4,3,2,1,0} convolution(%a, %b),"
+        " window={size=6x1x2 pad=5_5x0_0x1_1 rhs_reversal=1x0x1}, dim_labels=1bf20_i20o1->1b20f\n}\n"
+    )
+    assert costs(text).flops == 2.0 * 4 * 512 * 4096 * 2 * 6 * 128
+
+
 def test_an_unrolled_loop_runs_less_often():
     body = """
 %body (s: (s32[], f32[8,8])) -> (s32[], f32[8,8]) {
