@@ -10,9 +10,10 @@ from selfreward_jax.plan.compiled import Result
 from selfreward_jax.plan.machines import Machine
 from selfreward_jax.stages.judge import needs_sampling
 
-# Share of the roofline's speed that a program is expected to reach. Training: what one published figure leaves, see
-# docs/tpu.md; decoding: what ours reaches on a CPU (docs/engine.md).
-TRAINING, SAMPLING = 0.8, 0.6
+# Share of the roofline's speed that a program is expected to reach. Training: what published figures leave, by the
+# generation of the chip (docs/tpu.md); decoding: what ours reaches on a CPU (docs/engine.md).
+TRAINING, SAMPLING = {"v6e": 0.5}, 0.6
+TRAINING_ELSEWHERE = 0.8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +63,7 @@ def iteration(config: Any, results: Sequence[Result], means: Means, machine: Mac
     pairs = math.floor(prompts * means.pairs)
     judged = answers * c.judge.samples
     parts = []
+    training = TRAINING.get(machine.generation, TRAINING_ELSEWHERE)
 
     def part(stage: str, work: str, calls: dict[str, float], share: float) -> None:
         known = [found.get(name) for name in calls]
@@ -74,7 +76,7 @@ def iteration(config: Any, results: Sequence[Result], means: Means, machine: Mac
         done = found[name].planned.tokens if name in found else 0
         return tokens / done if done else 0.0
 
-    part("reshard", "weights for sampling", {"reshard": 1.0}, TRAINING)
+    part("reshard", "weights for sampling", {"reshard": 1.0}, training)
     for stage, what, requests, new, tokens in (
         ("respond", "answers", prompts, answers, means.answer),
         ("judge", "judgements", answers, judged, means.judgement),
@@ -96,7 +98,7 @@ def iteration(config: Any, results: Sequence[Result], means: Means, machine: Mac
     texts = {name: r.planned.texts for name, r in found.items()}
     if losses.needs_reference and not positives:
         calls = {"reference scores": float(math.ceil(2 * rows / texts.get("reference scores", 1)))}
-        part("reference", f"{2 * rows:,} answers scored", calls, TRAINING)
+        part("reference", f"{2 * rows:,} answers scored", calls, training)
     steps = math.ceil(rows / section.batch_size) * section.epochs
     if texts.get("dpo gradients"):
         gradients = steps * math.ceil(examples * section.batch_size / texts["dpo gradients"])
@@ -106,5 +108,5 @@ def iteration(config: Any, results: Sequence[Result], means: Means, machine: Mac
     if "dpo sum" in found:
         calls["dpo sum"] = gradients - steps
     work = f"{pairs:,} positives, were there one a pair" if positives else f"{pairs:,} pairs"
-    part("dpo", f"{work}, {steps:,} steps", calls, TRAINING)
+    part("dpo", f"{work}, {steps:,} steps", calls, training)
     return parts

@@ -33,10 +33,10 @@ def results(**more):
     return [more.get(r.planned.name.replace(" ", "_"), r) for r in made]
 
 
-def parts_of(found, **changes):
+def parts_of(found, machine=MACHINE, **changes):
     changes = {"prompts.count": 100, "respond.n": 4, "judge.samples": 3, "dpo.batch_size": 16, **changes}
     config = load_config(tiny.BASE, [f"--config.{name}={value}" for name, value in changes.items()])
-    return {p.stage: p for p in iteration(config, found, MEANS, MACHINE)}
+    return {p.stage: p for p in iteration(config, found, MEANS, machine)}
 
 
 def test_calls_are_those_of_the_run():
@@ -48,6 +48,7 @@ def test_calls_are_those_of_the_run():
     assert parts["judge"].calls == {"prefill, judgements": 160, "decode, judgements": 1800}
     assert parts["respond"].seconds == pytest.approx(1210 * 2 / 0.6)
     assert parts["dpo"].seconds == pytest.approx(60 * 2 / 0.8)
+    assert parts_of(results(), parse("v6e:2x2"))["dpo"].seconds == pytest.approx(60 * 2 / 0.5)
     packed = parts_of(results(dpo_gradients=result("dpo gradients", 8000)))
     assert packed["dpo"].calls["dpo gradients"] == 2 * 80 * 400 / 8000
 
