@@ -94,11 +94,14 @@ def test_smollm_has_the_logits_of_transformers_after_256_tokens(smollm, smollm_c
     assert_same(ours[255:], theirs[255:])
 
     # Over all positions float32 rounding alone moves PyTorch's logits by 1e-4 (its two attention kernels differ by
-    # 7e-5), so there the yardstick is float64: ours are no further from it than PyTorch's own float32.
+    # 7e-5), so there the yardstick is float64: ours are about as far from it as PyTorch's own float32. How sums are
+    # split differs from one processor to the next, hence the factor.
     exact = transformers_logits(tmp_path / "exported", smollm_chat, dtype="float64")
-    our_error, their_error = np.abs(ours - exact).max(), np.abs(theirs - exact).max()
-    print(f"max abs error against float64: ours {our_error:.1e}, theirs {their_error:.1e}")
-    assert our_error < 1.5 * their_error
+    ours, theirs = np.abs(ours - exact), np.abs(theirs - exact)
+    for measure in (np.mean, np.max):
+        our_error, their_error = measure(ours), measure(theirs)
+        print(f"{measure.__name__} error against float64: ours {our_error:.2e}, theirs {their_error:.2e}")
+        assert our_error < 2 * their_error
 
 
 @needs_smollm
