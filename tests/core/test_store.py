@@ -317,3 +317,10 @@ def test_recording_the_same_again_changes_nothing(folder, monkeypatch):
     monkeypatch.setattr(store, "write_atomic", lambda *_: pytest.fail("the manifest was written again"))
     Manifest(folder).record("a", INPUTS, shape=(1, 2))
     assert (folder / "manifest.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("line", ["{broken", "3", '{"inputs": {}}'])
+def test_a_damaged_manifest_is_named_with_its_line(line, tmp_path):
+    (tmp_path / "manifest.jsonl").write_text(f'{{"artefact": "a", "inputs": {{}}}}\n{line}\n')
+    with pytest.raises(UserError, match=r"manifest\.jsonl:2: not a line of a manifest"):
+        Manifest(epath.Path(tmp_path))
