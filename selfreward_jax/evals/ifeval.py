@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.rows import Row
 from selfreward_jax.evals.instructions import check_instruction, follows
 from selfreward_jax.evals.statistics import Interval, bootstrap
@@ -119,3 +120,15 @@ def match_responses(tasks: Sequence[Task], rows: Sequence[Row]) -> list[str]:
     if missing:
         raise ValueError(f"{len(missing)} of {len(tasks)} prompts have no response, first {missing[0][:60]!r}")
     return [given[task.prompt] for task in tasks]
+
+
+def check_responses(rows: Sequence[Row], tasks: Sequence[Task]) -> None:
+    """Raises `UserError` for what the authors' script, which finds responses by the prompt's text, would mix up."""
+    if [row["prompt"] for row in rows] != [task.prompt for task in tasks]:
+        raise UserError("responses.jsonl: its prompts are not those of the data, in their order.")
+    given: dict[str, str] = {}
+    for n, row in enumerate(rows, 1):
+        if not isinstance(row["response"], str):
+            raise UserError(f"responses.jsonl: the response in row {n} is no text.")
+        if given.setdefault(row["prompt"], row["response"]) != row["response"]:
+            raise UserError(f"responses.jsonl: row {n} answers a prompt once more, and differently.")

@@ -15,6 +15,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
+from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.rows import Prompt, Row, content_id
 from selfreward_jax.core.tokens import neutralise
 from selfreward_jax.evals.statistics import Interval, bootstrap
@@ -77,6 +78,30 @@ def answer_row(question: Question, answers: Sequence[str], model: str, time: flo
     }
 
 
+def check_model_name(name: str) -> None:
+    """Raises `UserError` for a name that can't be a file's, since FastChat knows models by the names of their files."""
+    if not name.strip() or name != name.strip() or name.startswith(".") or any(c in name for c in "/\\\0\n"):
+        raise UserError(f"--name={name!r}: must be the name of a file, without a slash, as FastChat needs it.")
+
+
+def check_answers(rows: Sequence[Row], questions: Sequence[Question]) -> None:
+    """Raises `UserError` for what FastChat would take without a word and grade wrongly, or not take."""
+    file = "model_answer"
+    if [row["question_id"] for row in rows] != [q.id for q in questions]:
+        raise UserError(f"{file}: its question_ids are not those that were asked, in their order.")
+    if len(names := {row["model_id"] for row in rows}) != 1:
+        raise UserError(f"{file}: one model must be named, not {sorted(names)}.")
+    for row in rows:
+        turns = [choice["turns"] for choice in row["choices"]]
+        if len(turns) != 1 or len(turns[0]) != len(TURNS) or not all(isinstance(text, str) for text in turns[0]):
+            raise UserError(f"{file}: question {row['question_id']} must have one choice with two texts.")
+
+
+def empty_answers(rows: Sequence[Row]) -> int:
+    """How many of the answers have nothing in them; a judge grades these as well."""
+    return sum(not text.strip() for row in rows for text in row["choices"][0]["turns"])
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Grading
 
@@ -121,6 +146,19 @@ def judgement_row(question: Question, answers: Sequence[str], model: str, judge:
         "turn": turn,
         "tstamp": time,
     }
+
+
+def check_judgements(rows: Sequence[Row], questions: Sequence[Question]) -> None:
+    """Raises `UserError` unless each turn of each question has one judgement, whose mark is in range or `NO_MARK`."""
+    asked = collections.Counter((q.id, turn) for q in questions for turn in TURNS)
+    judged = collections.Counter((row["question_id"], row["turn"]) for row in rows)
+    if wrong := (asked - judged) + (judged - asked):
+        id, turn = min(wrong)
+        found = judged[id, turn]
+        raise UserError(f"model_judgment: question {id} needs one judgement of turn {turn}, and has {found}.")
+    for row in rows:
+        if row["score"] != NO_MARK and not 1 <= row["score"] <= 10:
+            raise UserError(f"model_judgment: question {row['question_id']} has the mark {row['score']}, not 1 to 10.")
 
 
 def _mean(marks: Sequence[float]) -> float | None:

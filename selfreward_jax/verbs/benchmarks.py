@@ -117,8 +117,10 @@ def mt_bench(options: argparse.Namespace, overrides: Overrides, interrupt: Inter
     questions = read_jsonl(options.questions, mt.parse_question, "MT-bench's questions")
     if len({q.id for q in questions}) < len(questions):
         raise UserError(f"{options.questions}: a question_id comes twice.")
+    name = options.name or model_name(options.model)
+    mt.check_model_name(name)
     desk = _open(options, overrides, interrupt)
-    ref, name = desk.ref(options.model), options.name or model_name(options.model)
+    ref = desk.ref(options.model)
     _claim(desk, {"verb": "mt_bench", "name": name, "model": ref.hash, "data": sha256_file(options.questions)})
     answers: dict[int, tuple[str, ...]] = {q.id: () for q in questions}
     for turn in mt.TURNS:
@@ -130,9 +132,11 @@ def mt_bench(options: argparse.Namespace, overrides: Overrides, interrupt: Inter
                 answers[q.id] += (text,)
     file = f"model_answer/{name}.jsonl"
     inputs = {"stage": "mt_bench", "model": name, "answers": content_id(sorted(answers.items()))}
-    _write(desk, file, inputs, lambda: "".join(
-        to_line(mt.answer_row(q, answers[q.id], name, time.time())) for q in questions
-    ))  # fmt: skip
+    rows = [mt.answer_row(q, answers[q.id], name, time.time()) for q in questions]
+    mt.check_answers(rows, questions)
+    _write(desk, file, inputs, lambda: "".join(map(to_line, rows)))
+    if empty := mt.empty_answers(rows):
+        say(f"{empty} of {len(mt.TURNS) * len(rows)} answers are empty; they stand in the file as they are")
     say(f"answers of {name} to {len(questions)} questions lie in {desk.root / file}")
     if options.judge:
         _grade(desk, questions, answers, options, name, ref)
@@ -155,6 +159,7 @@ def _grade(
         mt.judgement_row(q, answers[q.id], name, judge_name, turn, texts.get(id, ""), time.time())
         for id, (q, turn) in graded.items()
     ]
+    mt.check_judgements(rows, questions)
     file = f"model_judgment/{judge_name}_single.jsonl"
     inputs = {"stage": "grading", "model": name, "settings": settings, "texts": content_id(sorted(texts.items()))}
     _write(desk, file, inputs, lambda: "".join(map(to_line, rows)))
@@ -234,8 +239,9 @@ def ifeval(options: argparse.Namespace, overrides: Overrides, interrupt: Interru
         responses = _answers(desk, "samples", ref, prompts)
         about |= {"model": name, "hash": ref.hash}
     inputs = {"stage": "ifeval", "data": sha256_file(options.data), "responses": content_id(responses)}
-    lines = [to_line({"prompt": t.prompt, "response": r}) for t, r in zip(tasks, responses, strict=True)]
-    _write(desk, "responses.jsonl", inputs, lambda: "".join(lines))
+    answered = [{"prompt": t.prompt, "response": r} for t, r in zip(tasks, responses, strict=True)]
+    ifeval_eval.check_responses(answered, tasks)
+    _write(desk, "responses.jsonl", inputs, lambda: "".join(map(to_line, answered)))
     rows = {
         mode: [
             ifeval_eval.verdict_row(t, r, ifeval_eval.verdicts(t, r, mode))

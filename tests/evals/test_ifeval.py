@@ -9,8 +9,10 @@ import pytest
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.evals import instructions
 from selfreward_jax.evals.ifeval import (
+    Task,
     accuracies,
     by_kind,
+    check_responses,
     match_responses,
     parse_task,
     variants,
@@ -244,3 +246,22 @@ def test_verdicts_are_those_of_lm_eval(lm_eval_verifiers):
             for kind, verdict in zip(kinds, theirs.follow_instruction_list, strict=True):
                 met[verdict].add(kind)
     assert len(met[True]) >= 20 and len(met[False]) >= 20
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([("a", "x"), ("b", "y"), ("a", "x")], None),
+        ([("b", "y"), ("a", "x"), ("a", "x")], "not those of the data"),
+        ([("a", "x"), ("b", "y")], "not those of the data"),
+        ([("a", "x"), ("b", None), ("a", "x")], "row 2 is no text"),
+        ([("a", "x"), ("b", "y"), ("a", "z")], "row 3 answers a prompt once more"),
+    ],
+)
+def test_responses_that_the_authors_script_would_mix_up_are_not_written(rows, expected):
+    rows = [{"prompt": prompt, "response": response} for prompt, response in rows]
+    tasks = [Task(prompt, ()) for prompt in "aba"]
+    if expected is None:
+        return check_responses(rows, tasks)
+    with pytest.raises(UserError, match=expected):
+        check_responses(rows, tasks)

@@ -1,12 +1,20 @@
 """MT-bench: FastChat's rows, temperatures by category, marks as judges write them, and means worked by hand."""
 
+import copy
+from collections.abc import Callable
+
 import pytest
 
+from selfreward_jax.core.errors import UserError
 from selfreward_jax.evals.mt_bench import (
     NO_MARK,
     Question,
     answer_row,
     averages,
+    check_answers,
+    check_judgements,
+    check_model_name,
+    empty_answers,
     grading_name,
     grading_prompt,
     judgement_row,
@@ -68,6 +76,61 @@ def test_rows_have_fastchats_fields():
     assert list(row) == ["question_id", "model", "judge", "user_prompt", "judgment", "score", "turn", "tstamp"]
     assert (row["judge"], row["score"], row["turn"]) == (["j", "selfreward-single-reference-turn-2"], 9.0, 2)
     assert judgement_row(SUMS, ("4", "8"), "m", "j", 1, "No idea.", 1.5)["score"] == NO_MARK == -1
+
+
+ASKED = (PLAIN, SUMS)
+ANSWERS = [answer_row(q, ("a", " "), "m", 1.5) for q in ASKED]
+JUDGEMENTS = [judgement_row(q, ("a", "b"), "m", "j", turn, "[[7]]", 1.5) for turn in (1, 2) for q in ASKED]
+
+
+def changed(rows: list[dict], change: Callable[[list[dict]], object]) -> list[dict]:
+    rows = copy.deepcopy(rows)
+    change(rows)
+    return rows
+
+
+def test_files_that_are_right_pass_and_tell_their_empty_answers():
+    check_answers(ANSWERS, ASKED)
+    check_judgements(JUDGEMENTS, ASKED)
+    check_judgements(changed(JUDGEMENTS, lambda rows: rows[0].update(score=NO_MARK)), ASKED)
+    assert empty_answers(ANSWERS) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda rows: rows.reverse(), "not those that were asked"),
+        (lambda rows: rows.pop(), "not those that were asked"),
+        (lambda rows: rows[1].update(model_id="n"), "one model must be named"),
+        (lambda rows: rows[1]["choices"].append({"index": 1, "turns": ["a", "b"]}), "111 must have one choice"),
+        (lambda rows: rows[0]["choices"][0]["turns"].pop(), "question 81 must have one choice with two texts"),
+        (lambda rows: rows[0]["choices"][0].update(turns=["a", None]), "question 81 must have one choice"),
+    ],
+)
+def test_answers_that_fastchat_would_mix_up_are_not_written(change, expected):
+    with pytest.raises(UserError, match=expected):
+        check_answers(changed(ANSWERS, change), ASKED)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda rows: rows.pop(), "question 111 needs one judgement of turn 2, and has 0"),
+        (lambda rows: rows.append(rows[0]), "question 81 needs one judgement of turn 1, and has 2"),
+        (lambda rows: rows[0].update(question_id=5), "question 5 needs one judgement of turn 1, and has 1"),
+        (lambda rows: rows[0].update(score=11.0), "the mark 11.0, not 1 to 10"),
+    ],
+)
+def test_judgements_that_are_missing_or_out_of_range_are_not_written(change, expected):
+    with pytest.raises(UserError, match=expected):
+        check_judgements(changed(JUDGEMENTS, change), ASKED)
+
+
+@pytest.mark.parametrize("name", ["", " ", "a/b", "..", ".m", "a\nb", " m"])
+def test_a_model_needs_a_name_that_a_file_can_have(name):
+    check_model_name("llama-3.1 8B")
+    with pytest.raises(UserError, match="--name="):
+        check_model_name(name)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
