@@ -54,6 +54,7 @@ case "${ROWS:-paper}" in
       --config.sft.batch_size=4 --config.sft.epochs=1 --config.sft.max_length=512 --config.sft.warmup_steps=1
       --config.prompts.count=4 --config.prompts.max_new_tokens=32 --config.respond.max_new_tokens=24
       --config.respond.truncated=keep --config.judge.max_new_tokens=64 --config.judge.min_parsed=1
+      --config.judge.method=completion # a few steps teach no model to end its reasons in a score
       --config.dpo.batch_size=2 --config.dpo.max_length=512 --config.checkpoint.held_out=0
       --config.checkpoint.choose=last --config.generation.slots=16 --config.training.length_bucket=64
     )

@@ -29,7 +29,7 @@ def test_a_notebook_runs_from_start_to_end(name, tmp_path, monkeypatch):
     notebook = nbformat.read(folder / f"{name}.ipynb", as_version=4)
     (parameters,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ())]
     parameters.source = SMALL[name]
-    nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder)}}).execute()
+    nbclient.NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(folder)}}).execute()
     pictures = [o for cell in notebook.cells for o in cell.get("outputs", ()) if "image/png" in o.get("data", {})]
     assert pictures and os.environ["JAX_PLATFORMS"] == "cpu"
 
