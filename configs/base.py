@@ -99,8 +99,8 @@ def get_config() -> ConfigDict:
     # probable score after `Score:` is taken, so every judgement has one; "expected": the mean of the model's
     # distribution over the scores 0 to 5 there
     # "function": no model judges, judge.function gives the score
-    c.judge.function = ""  # module:name of a Python function, also in a file of the current folder; from a prompt's
-    # messages and an answer's text it gives a score from 0 to 5, or None for an answer that can't be judged
+    c.judge.function = ""  # module:name of a Python function, also in the current folder, or file.py:name; from a
+    # prompt's messages and an answer's text it gives a score from 0 to 5, or None for an answer that can't be judged
     c.judge.rationale = True  # "expected" alone: reasons before the score; without, one prefill and no sampling
     c.judge.samples = 3  # judgements a response, averaged (paper)
     c.judge.temperature = 0.7  # paper

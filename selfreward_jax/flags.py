@@ -134,8 +134,9 @@ def sandbox_arguments(parser: argparse.ArgumentParser) -> None:
         "--seeds", type=number(int, 1), default=1, metavar="N", help="how many runs, with seeds 0 to N - 1 (default 1)"
     )
     parser.add_argument(
-        "--reward", default="self", choices=["self", "frozen", "truth"],
-        help="self: every model judges its own answers (default); frozen: M1 judges all; truth: the true score",
+        "--reward", default="self", choices=["self", "frozen", "people", "truth"],
+        help="self: every model judges its own answers (default); frozen: M1 judges all; people: they do, with their"
+        " noise and bias; truth: the true score",
     )  # fmt: skip
     share = number(float, 0, 1)
     parser.add_argument(

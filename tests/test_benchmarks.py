@@ -1,6 +1,7 @@
 """The benchmarks run, small, and print what they are for; how fast anything is, is no test."""
 
 import importlib.util
+import json
 import re
 import subprocess
 import sys
@@ -35,3 +36,26 @@ def test_a_training_step_is_told_beside_its_memory():
     out = output("train", "--random=tiny", "--pairs=1", "--length=64", "--head_chunk=64", "--repeats=1")
     assert re.search(r"^ours +[\d.]+ +\d+ +[\d.]+$", out, flags=re.MULTILINE)
     assert re.search(r"\d+% of it for the \d+ GFLOP done", out)
+
+
+def test_a_plan_that_is_there_is_a_line_of_the_table_of_layouts(tmp_path):
+    def program(name: str, total: float, **facts) -> dict:
+        return {"program": name, "total": total * 2**30, "fits": True, "seconds": {}, "mfu": None} | facts
+
+    step = {"seconds": {"matrix": 0.056, "hbm": 0.013, "ici": 0.266}, "mfu": 0.17}
+    plan = {
+        "mesh": {"data": 1, "fsdp": 32, "tensor": 8},
+        "config": {"generation": {"tensor": 8, "slots": 4096}},
+        "hbm_gib": 16,
+        "programs": [program("dpo gradients", 4, **step), program("reshard", 8), program("sft update", 2)],
+        "total": {"hours": 0.0422, "chip_hours": 10.8},
+    }
+    (tmp_path / "llama3_8b-v5e-256.json").write_text(json.dumps(plan))
+    words = [f"--output={tmp_path}", "--only=Llama-3.1-8B:v5e-256"]
+    assert output("tpu_layouts", *words).splitlines()[2] == (
+        "| Llama-3.1-8B | v5e-256 | 1 x 32 x 8 | 8 a replica, 4,096 rows | 4.0 (25%) | 8.0 (50%) | 56 / 13 / 266"
+        " | 17% | 0.0422 | 10.8 |"
+    )
+    plan["programs"][1] |= {"fits": False}
+    (tmp_path / "llama3_8b-v5e-256.json").write_text(json.dumps(plan))
+    assert "| **reshard does not fit** |" in output("tpu_layouts", *words)

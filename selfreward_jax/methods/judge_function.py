@@ -3,11 +3,14 @@
 import contextlib
 import hashlib
 import importlib
+import importlib.util
 import inspect
 import math
 import os
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
 from typing import Any, cast
 
 from selfreward_jax.core.errors import UserError
@@ -18,7 +21,7 @@ JudgeFunction = Callable[[Messages, str], float | None]
 
 
 def load_function(name: str) -> JudgeFunction:
-    """The function of `judge.function`, `module:name`; the module may lie in the current folder.
+    """The function of `judge.function`: `module:name`, also of a module in the current folder, or `file.py:name`.
 
     Args:
       name: takes a prompt's messages and an answer's text, and gives a score from 0 to 5 or None.
@@ -27,19 +30,34 @@ def load_function(name: str) -> JudgeFunction:
       UserError: it can't be imported.
     """
     where = f"config.judge.function: {name}"
-    module, colon, attribute = name.partition(":")
+    module, colon, attribute = name.rpartition(":")
     if not (module and colon and attribute):
-        raise UserError(f"{where!r}: not understood; write module:name.")
+        raise UserError(f"{where!r}: not understood; write module:name or file.py:name.")
     try:
         with _current_folder_first():
-            function: Any = getattr(importlib.import_module(module), attribute)
-    except ImportError as error:
+            found = _from_file(Path(module)) if module.endswith(".py") else importlib.import_module(module)
+            function: Any = getattr(found, attribute)
+    except (ImportError, OSError, SyntaxError) as error:
         raise UserError(f"{where}: can't be imported ({error}).") from None
     except AttributeError:
-        raise UserError(f"{where}: the module {module} has no {attribute}.") from None
+        raise UserError(f"{where}: {module} has no {attribute}.") from None
     if not callable(function):
         raise UserError(f"{where}: is no function.")
     return cast(JudgeFunction, function)
+
+
+def _from_file(file: Path) -> ModuleType:
+    """Kept under a name of its path, so that the function's source can be found."""
+    name = "judge_" + hashlib.sha256(str(file.absolute()).encode()).hexdigest()[:16]
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec and spec.loader
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
 
 
 @contextlib.contextmanager

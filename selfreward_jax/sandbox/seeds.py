@@ -20,6 +20,14 @@ from selfreward_jax.sandbox.world import KINDS, LETTERS, Task, human_answer, hum
 
 JUDGE_TEMPLATE = "mark\n{{prompt}}\n{{response}}"
 PROMPT_TEMPLATE = "list tasks"
+PEOPLE = '''"""How people of this world score an answer."""
+
+from selfreward_jax.sandbox.world import score_of_a_person
+
+
+def score(prompt, response):
+    return score_of_a_person(prompt, response, noise={noise!r}, bias={bias!r}, seed={seed})
+'''
 LISTED = 9  # tasks of a list: the eight that are shown and the new one
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
@@ -54,8 +62,8 @@ def make_world(folder: epath.Path, settings: WorldSettings, seed: int) -> None:
     """Writes a run's seeds, its templates, what models are measured on, and `model/`: M0, random.
 
     `tasks.jsonl` holds the tasks of `ift.jsonl`, `held_out.jsonl` those that models are measured on, and `judged.jsonl`
-    given answers with their true scores, on which judges are. All tasks are different ones. The same settings and seed
-    give the same files.
+    given answers with their true scores, on which judges are; `people.py` scores answers as people do. All tasks are
+    different ones. The same settings and seed give the same files.
 
     Raises:
       UserError: the folder holds another world.
@@ -81,6 +89,7 @@ def make_world(folder: epath.Path, settings: WorldSettings, seed: int) -> None:
         write_atomic(folder / f"{name}.jsonl", "".join(map(to_line, rows)))
     write_atomic(folder / "judge.txt", JUDGE_TEMPLATE + "\n")
     write_atomic(folder / "prompts.txt", PROMPT_TEMPLATE + "\n")
+    write_atomic(folder / "people.py", PEOPLE.format(noise=s.judge_noise, bias=s.judge_bias, seed=seed))
     make_model(folder / "model", settings, seed)
     write_atomic(marker, json.dumps(facts, indent=2) + "\n")
 

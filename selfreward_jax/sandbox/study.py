@@ -26,6 +26,7 @@ from selfreward_jax.stages.run import Run
 REWARDS: dict[str, dict[str, str]] = {
     "self": {},  # every model its own answers (paper)
     "frozen": {"by": "m1"},  # the first judge for ever
+    "people": {"method": "function", "function": "{world}/people.py:score"},  # with their noise and their bias
     "truth": {"method": "function", "function": "selfreward_jax.sandbox.world:score"},
 }
 
@@ -103,7 +104,7 @@ def seed_config(config: Any, world: epath.Path, reward: str, seed: int) -> Any:
     made.seeds.ift, made.seeds.eft = str(world / "ift.jsonl"), str(world / "eft.jsonl")
     made.prompts.seeds, made.prompts.template = str(world / "tasks.jsonl"), str(world / "prompts.txt")
     made.judge.template = str(world / "judge.txt")
-    made.judge.update(REWARDS[reward])
+    made.judge.update({name: value.replace("{world}", str(world)) for name, value in REWARDS[reward].items()})
     return made
 
 

@@ -78,6 +78,17 @@ def score(prompt: tuple[dict[str, str], ...], response: str) -> float | None:
     return None if task is None else true_score(task, response)
 
 
+def score_of_a_person(
+    prompt: tuple[dict[str, str], ...], response: str, *, noise: float, bias: float, seed: int
+) -> float | None:
+    """The score that a person gives, who sees the same answer to a task in the same way again; None for no task."""
+    task = read_task(prompt[-1]["content"])
+    if task is None:
+        return None
+    _, total = _seen(task, response, noise, bias, random.Random(f"{seed} {task.text} {response}"))
+    return float(total)
+
+
 def random_task(rng: random.Random) -> Task:
     string = "".join(rng.choices(LETTERS, k=rng.choice(LENGTHS)))
     return Task(rng.choice(list(KINDS)), string)
@@ -103,9 +114,13 @@ def human_judgement(task: Task, response: str, noise: float, bias: float, rng: r
       noise: probability that a mark is the wrong one.
       bias: points that a flourish adds to the score, which then is rounded.
     """
-    seen = [right != (rng.random() < noise) for right in marks(task, response)]
-    points = sum(seen) + bias * flourishes(response)
-    total = min(5, max(0, round(points)))
+    seen, total = _seen(task, response, noise, bias, rng)
     places = zip(task.answer, response.strip()[:PLACES].ljust(PLACES, "?"), seen, strict=True)
     written = "".join(f"{right}{given}{'+' if ok else '-'}" for right, given, ok in places)
     return f"{written}\nScore: {total}"
+
+
+def _seen(task: Task, response: str, noise: float, bias: float, rng: random.Random) -> tuple[list[bool], int]:
+    """Marks and score as a person sees them; see `human_judgement`."""
+    seen = [right != (rng.random() < noise) for right in marks(task, response)]
+    return seen, min(5, max(0, round(sum(seen) + bias * flourishes(response))))

@@ -19,6 +19,7 @@ def length(prompt, response):
     [
         ("length", "write module:name"),
         ("tests.nothing:length", "can't be imported"),
+        ("nowhere/judge.py:length", "can't be imported"),
         ("tests.methods.test_judge_function:nothing", "has no nothing"),
         ("tests.methods.test_judge_function:PROMPT", "is no function"),
     ],
@@ -40,6 +41,23 @@ def test_a_function_is_found_in_the_current_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert checked_score(load_function("judge_of_mine:score"), PROMPT, "abc") == 2.0
     assert str(tmp_path) not in sys.path
+
+
+def test_a_function_is_found_in_a_file_and_read_again_when_the_file_has_changed(tmp_path, monkeypatch):
+    (tmp_path / "folder").mkdir()
+    file = tmp_path / "folder" / "a judge.py"
+    file.write_text("def score(prompt, response):\n    return 2\n")
+    first = load_function(f"{file}:score")
+    hashed = source_hash(first)
+    assert checked_score(first, PROMPT, "abc") == 2.0
+    monkeypatch.chdir(tmp_path)
+    assert source_hash(load_function("folder/a judge.py:score")) == hashed
+    file.write_text("def score(prompt, response):\n    return 4.5\n")
+    again = load_function(f"{file}:score")
+    assert checked_score(again, PROMPT, "abc") == 4.5 and source_hash(again) != hashed
+    file.write_text("def score(prompt, response)\n")
+    with pytest.raises(UserError, match="can't be imported"):
+        load_function(f"{file}:score")
 
 
 @pytest.mark.parametrize("score", [-1, 5.5, float("nan"), "good", [3]])

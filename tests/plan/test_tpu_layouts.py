@@ -1,4 +1,7 @@
-"""The layouts of the configurations compile for their slices and fit, with the real TPU compiler and no TPU."""
+"""The layouts of the configurations compile for their slices and fit, with the real TPU compiler and no TPU.
+
+A layout takes a minute or two: by default two are compiled, with SELFREWARD_TEST_LAYOUTS=all all fifteen.
+"""
 
 import importlib.util
 import os
@@ -6,6 +9,7 @@ import os
 import pytest
 
 from selfreward_jax import cli
+from selfreward_jax.configs.layouts import SLICES
 from selfreward_jax.core.config import load_config
 from selfreward_jax.core.mesh import mesh_over, mesh_sizes
 from selfreward_jax.llama.known import shape_of
@@ -21,6 +25,10 @@ pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="the TPU compiler is not installed"),
 ]
 
+ALWAYS = (("llama3_8b", "v5e-256"), ("llama2_70b", "v5p-128"))
+ALL = [(path.stem, where) for path in sorted((ROOT / "configs").glob("llama*.py")) for where in SLICES]
+CHOSEN = ALL if os.environ.get("SELFREWARD_TEST_LAYOUTS") == "all" else ALWAYS
+
 
 @pytest.fixture(scope="module", autouse=True)
 def several_compilers():
@@ -35,7 +43,14 @@ def dpo_step(name: str, where: str) -> tuple[Plans, Result]:
     return plans, compile_planned(next(iter(plans.training("dpo"))), machine)
 
 
-@pytest.mark.parametrize(("name", "where"), [("llama3_8b", "v5e-256"), ("llama2_70b", "v5p-128")])
+def test_every_configuration_has_a_layout_for_every_slice():
+    assert len(ALL) == 15 and set(ALWAYS) < set(ALL)
+    for name, where in ALL:
+        config = load_config(f"{ROOT}/configs/{name}.py:{where}")
+        assert mesh_sizes(config.mesh, parse(where).devices, where)["tensor"] > 1
+
+
+@pytest.mark.parametrize(("name", "where"), CHOSEN)
 def test_a_dpo_step_compiles_and_fits_with_room_to_spare(name, where):
     plans, result = dpo_step(name, where)
     model, machine = plans.model, parse(where)

@@ -1,5 +1,6 @@
 """What is told of a model, worked out by hand."""
 
+import dataclasses
 import math
 
 import pytest
@@ -11,13 +12,17 @@ from selfreward_jax.evals.statistics import mean_interval
 from selfreward_jax.methods.judge_function import load_function
 from selfreward_jax.sandbox.measure import NUMBERS, pairwise_accuracy
 from selfreward_jax.sandbox.measure import summarise as summarise_model
+from selfreward_jax.sandbox.seeds import WorldSettings, make_world
 from selfreward_jax.sandbox.study import REWARDS, default_config, seed_config, summarise
 from selfreward_jax.sandbox.table import table, verdicts
 from selfreward_jax.sandbox.world import Task
 
+SMALL = WorldSettings(ift_rows=6, eft_rows=6, list_rows=1, held_out=2, hidden=32, layers=1)
+
 
 @pytest.mark.parametrize("reward", REWARDS)
 def test_every_reward_is_a_judge_that_a_run_takes(reward, tmp_path):
+    make_world(epath.Path(tmp_path), dataclasses.replace(SMALL, judge_noise=0.0), 7)
     made = seed_config(load_config(default_config(), []), epath.Path(tmp_path), reward, 7)
     again = load_config(default_config(), [f"--config.{name}={value}" for name, value in leaves(made) if value])
     assert (again.seed, again.judge.by, again.judge.method) == (7, made.judge.by, made.judge.method)

@@ -69,6 +69,18 @@ def test_without_noise_a_person_judges_by_the_truth_and_a_bias_pays_for_flourish
     assert human_judgement(Task("copy", "abcde"), "abxde", 0.0, 0.0, rng) == "aa+bb+cx-dd+ee+\nScore: 4"
 
 
+def test_a_person_scores_an_answer_in_the_same_way_again_with_noise_and_bias():
+    def score(response, asked="copy abcde", seed=0, noise=0.2, bias=0.0):
+        return world.score_of_a_person(as_messages(asked), response, noise=noise, bias=bias, seed=seed)
+
+    tasks = [random_task(random.Random(n)) for n in range(400)]
+    found = [score(t.answer, t.text) for t in tasks]
+    assert found == [score(t.answer, t.text) for t in tasks] != [score(t.answer, t.text, seed=1) for t in tasks]
+    assert sum(found) / 400 == pytest.approx(4.0, abs=0.15)
+    assert [score(text, noise=0.0, bias=1.0) for text in ("?????", "?????!!", "abcde!!")] == [0, 2, 5]
+    assert score("abcde", asked="sing a song") is None
+
+
 def test_noise_turns_marks_around():
     rng = random.Random(0)
     found = [parse_score(human_judgement(Task("copy", "abcde"), "abcde", 0.2, 0.0, rng)) for _ in range(1000)]
