@@ -97,8 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         function = _function(options.verb)
         hosts.join()
-        if options.verb != "plan":  # whose programs are for machines that aren't here, and can't be read back
-            keep_compiled_programs()
+        keep_compiled_programs()
         with on_signals(interrupt):
             function(options, overrides, interrupt)
         return watchdog.leave(0)

@@ -1,7 +1,14 @@
-"""Eight simulated CPU devices for every test, and programs that compile in half the time; set before jax starts."""
+"""Eight simulated CPU devices for every test, and programs that compile in half the time; set before jax starts.
 
+What one test or process has compiled, no other compiles again: all share a cache that is made and removed with the
+run.
+"""
+
+import atexit
 import collections
 import os
+import shutil
+import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = " ".join(
@@ -11,6 +18,10 @@ os.environ["XLA_FLAGS"] = " ".join(
         "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
     ]
 )
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # in a worker it is: that of the process that started all
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="selfreward-tests-xla-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 import pytest
 

@@ -132,7 +132,8 @@ def command(*words: str) -> list[str]:
 
 def environment(cache: Path | None = None) -> dict[str, str]:
     """Of a process of its own: one CPU device, and compiled programs kept in `cache` from one process to the next."""
-    env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
+    flags = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if "device_count" not in flag]
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join(flags)}
     if cache:
         env |= {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     return env

@@ -1,13 +1,16 @@
 """Compiling ahead, with a line that says what and how long; and a cache of compiled programs between processes."""
 
+import contextlib
 import hashlib
 import os
 import platform
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 from selfreward_jax.core.progress import say
 
@@ -45,3 +48,17 @@ def keep_compiled_programs() -> None:
     if "JAX_COMPILATION_CACHE_DIR" in os.environ or getattr(jax.config, "jax_compilation_cache_dir", None):
         return
     jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
+
+
+@contextlib.contextmanager
+def compiled_anew() -> Iterator[None]:
+    """Within it nothing is read from the cache nor kept: a program out of it has the names that it had when it was
+    compiled, and one for a machine that isn't here can't be read back."""
+    was = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # else whether it is used stays what it was found to be first
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", was)
+        compilation_cache.reset_cache()

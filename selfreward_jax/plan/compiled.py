@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from selfreward_jax.engine.compiling import compiled_anew
 from selfreward_jax.plan.hlo import Array, Collective, costs
 from selfreward_jax.plan.machines import Machine
 from selfreward_jax.plan.shapes import Planned, bytes_on_device
@@ -67,7 +68,8 @@ def compile_planned(planned: Planned, machine: Machine) -> Result:
         return Result(planned, dict(planned.kinds), 0.0, 0.0, {}, {}, {}, planned.too_big, arrays, [], 0.0)
     lowered = planned.lower()
     try:
-        compiled = lowered.compile()
+        with compiled_anew():
+            compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

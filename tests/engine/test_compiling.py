@@ -1,8 +1,11 @@
 """Programs are compiled once, with a word on what and how long, and kept for the next process."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from selfreward_jax.engine import compiling
 from tests import tiny
@@ -59,6 +62,7 @@ def test_a_command_leaves_its_compiled_programs_for_the_next(own, tmp_path_facto
     data = tiny.shared_data(tmp_path_factory.getbasetemp())
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     if own:
         monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "own"))
     tiny.write_jsonl(tmp_path / "rows.jsonl", [{"prompt": "a", "response": "b"}])
@@ -66,3 +70,17 @@ def test_a_command_leaves_its_compiled_programs_for_the_next(own, tmp_path_facto
     assert tiny.run_command(*words).returncode == 0
     assert any((tmp_path / "cache").rglob("*-cache")) != own
     assert any((tmp_path / "own").rglob("*-cache")) == own
+
+
+def test_what_is_compiled_anew_is_neither_read_nor_kept(tmp_path, monkeypatch):
+    was = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    compilation_cache.reset_cache()
+    try:
+        for kept, how in ((False, compiling.compiled_anew()), (True, contextlib.nullcontext())):
+            with how:
+                jax.jit(lambda x: jnp.tanh(x) * 3).lower(jnp.ones(3)).compile()
+            assert any(tmp_path.glob("*-cache")) == kept
+    finally:
+        jax.config.update("jax_compilation_cache_dir", was)
+        compilation_cache.reset_cache()

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
-from jax.experimental.compilation_cache import compilation_cache
 
 from selfreward_jax import cli
 from selfreward_jax.core.profile import Tracer
 from selfreward_jax.engine import programs
+from selfreward_jax.engine.compiling import compiled_anew
 from selfreward_jax.engine.generate import Engine, EngineSettings, Request
 from selfreward_jax.engine.sampling import SamplingSettings
 from selfreward_jax.training import step
@@ -38,16 +38,12 @@ def numbers(events: list[dict], name: str) -> list[int]:
 
 
 @pytest.fixture
-def compiled_anew():
-    """A program out of the cache has the names that it had when it was compiled."""
-    jax.config.update("jax_enable_compilation_cache", False)
-    compilation_cache.reset_cache()
-    yield
-    jax.config.update("jax_enable_compilation_cache", True)
-    compilation_cache.reset_cache()
+def anew():
+    with compiled_anew():
+        yield
 
 
-@pytest.mark.usefixtures("compiled_anew")
+@pytest.mark.usefixtures("anew")
 def test_sft_traces_the_steps_asked_for_under_the_names_of_the_algorithm(tmp_path, tmp_path_factory, capsys):
     data = tiny.shared_data(tmp_path_factory.getbasetemp())
     changes = {"sft.epochs": 2, "checkpoint.every_steps": 3}
