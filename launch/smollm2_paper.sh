@@ -23,7 +23,11 @@ HELD_OUT="${HELD_OUT:-}"
 IFT="${IFT:-}"
 IFEVAL="${IFEVAL:-}"
 RUNS="${RUNS:-runs/smollm2_paper}"
-if [ "${ROWS:-paper}" = paper ]; then EXTRA="${EXTRA-gpu}"; else EXTRA="${EXTRA-}"; fi
+case "${ROWS:-paper}" in
+  paper) EXTRA="${EXTRA-gpu}" ;;
+  tiny) EXTRA="${EXTRA-}" ;;
+  *) echo "smollm2_paper: ROWS=$ROWS: paper or tiny" >&2; exit 2 ;;
+esac
 
 for name in RANKED HELD_OUT; do
   [ -n "${!name}" ] || { echo "smollm2_paper: $name is not set; give $name=FILE, see the head of $0" >&2; exit 2; }
@@ -43,24 +47,20 @@ config=(--config=configs/smollm2_paper.py)
 sets=(--eft_rows=1630 --eft_validation_rows=541)
 measured=()
 prompts=()
-case "${ROWS:-paper}" in
-  paper) ;;
-  tiny)
-    sets=(--eft_rows=12 --eft_validation_rows=4 --eft_prompts=6 --max_share=1 --min_gap=0 --min_words=1)
-    measured=(--max_prompts=4)
-    prompts=(--max_prompts=3)
-    config+=(
-      --config.model.dtype=float32 --config.mesh.fsdp=1 --config.seeds.max_rows=8
-      --config.sft.batch_size=4 --config.sft.epochs=1 --config.sft.max_length=512 --config.sft.warmup_steps=1
-      --config.prompts.count=4 --config.prompts.max_new_tokens=32 --config.respond.max_new_tokens=24
-      --config.respond.truncated=keep --config.judge.max_new_tokens=64 --config.judge.min_parsed=1
-      --config.judge.method=completion # a few steps teach no model to end its reasons in a score
-      --config.dpo.batch_size=2 --config.dpo.max_length=512 --config.checkpoint.held_out=0
-      --config.checkpoint.choose=last --config.generation.slots=16 --config.training.length_bucket=64
-    )
-    ;;
-  *) echo "smollm2_paper: ROWS=$ROWS: paper or tiny" >&2; exit 2 ;;
-esac
+if [ "${ROWS:-paper}" = tiny ]; then
+  sets=(--eft_rows=12 --eft_validation_rows=4 --eft_prompts=6 --max_share=1 --min_gap=0 --min_words=1)
+  measured=(--max_prompts=4)
+  prompts=(--max_prompts=3)
+  config+=(
+    --config.model.dtype=float32 --config.mesh.fsdp=1 --config.seeds.max_rows=8
+    --config.sft.batch_size=4 --config.sft.epochs=1 --config.sft.max_length=512 --config.sft.warmup_steps=1
+    --config.prompts.count=4 --config.prompts.max_new_tokens=32 --config.respond.max_new_tokens=24
+    --config.respond.truncated=keep --config.judge.max_new_tokens=64 --config.judge.min_parsed=1
+    --config.judge.method=completion # a few steps teach no model to end its reasons in a score
+    --config.dpo.batch_size=2 --config.dpo.max_length=512 --config.checkpoint.held_out=0
+    --config.checkpoint.choose=last --config.generation.slots=16 --config.training.length_bucket=64
+  )
+fi
 config+=("$@")
 last=3 # the default of loop.iterations
 for word in "$@"; do
