@@ -54,7 +54,7 @@ def keep_compiled_programs() -> None:
 def compiled_anew() -> Iterator[None]:
     """Within it nothing is read from the cache nor kept: a program out of it has the names that it had when it was
     compiled, and one for a machine that isn't here can't be read back."""
-    was = jax.config.jax_enable_compilation_cache
+    was = getattr(jax.config, "jax_enable_compilation_cache", True)
     jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.reset_cache()  # else whether it is used stays what it was found to be first
     try:
