@@ -72,7 +72,7 @@ def test_a_command_leaves_its_compiled_programs_for_the_next(own, tmp_path_facto
     assert any((tmp_path / "own").rglob("*-cache")) == own
 
 
-def test_what_is_compiled_anew_is_neither_read_nor_kept(tmp_path, monkeypatch):
+def test_what_is_compiled_anew_is_not_kept(tmp_path):
     was = jax.config.jax_compilation_cache_dir
     jax.config.update("jax_compilation_cache_dir", str(tmp_path))
     compilation_cache.reset_cache()
