@@ -2,7 +2,7 @@
 
     python benchmarks/tpu_layouts.py [--output runs/layouts] [--jobs 2] [--only v5p-128]
 
-Each is a `selfreward plan` in a process of its own, 3 to 8 minutes on one core. Plans that lie in the folder are not
+Each is a `selfreward plan` in a process of its own, 3 to 10 minutes on one core. Plans that lie in the folder are not
 made again, so that a table that was stopped goes on; delete the folder after a change of the programs.
 """
 
