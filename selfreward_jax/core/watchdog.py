@@ -5,6 +5,7 @@ of JAX's coordination service. JAX has heartbeats of its own, which end a proces
 and at once, if what died is process 0, where the service runs.
 """
 
+import atexit
 import contextlib
 import os
 import re
@@ -29,10 +30,29 @@ class _Watch:
     def __init__(self, client: Any, index: int, count: int):
         self.client, self.index, self.count = client, index, count
         self.patience = PATIENCE
-        self.ended = threading.Event()
+        self.done, self.ended = threading.Event(), threading.Event()
+        self.thread = threading.Thread(target=self.watch, daemon=True, name="watchdog")
+
+    def end(self) -> None:
+        """Stops the thread: one that speaks while Python ends would take the process down."""
+        self.ended.set()
+        self.thread.join(timeout=10)
 
     def tell(self, word: str) -> None:
         self.client.key_value_set(f"{_KEY}{self.index}", word, allow_overwrite=True)
+
+    def leave(self) -> None:
+        """Returns when all others are done as well; until then the thread looks whether one is lost."""
+        self.done.set()
+        while not self.ended.is_set():
+            with contextlib.suppress(Exception):  # the thread meets it too, and ends this process
+                self.tell(_DONE)
+                said = self.hear()
+                if len(said) == self.count - 1 and all(word == _DONE for word in said.values()):
+                    break
+            time.sleep(0.05)
+        self.end()
+        self.tell(_DONE)  # again: the thread's last beat may have come after it
 
     def hear(self) -> dict[int, str]:
         """The last words of the others."""
@@ -46,7 +66,7 @@ class _Watch:
         while not self.ended.wait(SECONDS_BETWEEN_BEATS):
             beat += 1
             try:
-                self.tell(str(beat))
+                self.tell(_DONE if self.done.is_set() else str(beat))
                 heard = self.hear()
             except Exception as error:
                 if not self.ended.is_set():
@@ -75,21 +95,22 @@ def start() -> None:
     state = distributed.global_state
     if state.num_processes > 1:
         _watch = _Watch(state.client, state.process_id, state.num_processes)
-        threading.Thread(target=_watch.watch, daemon=True, name="watchdog").start()
+        _watch.thread.start()
+        atexit.register(_leave_at_exit)  # comes before JAX's own, which joins the processes for the last time
 
 
 def leave(status: int, why: str = "") -> int:
-    """Ends this process's part in the run, and tells the others. Returns `status` if that is what they do too.
+    """Ends this process's part in the run, and tells the others. Returns `status` once all have come to their end.
 
     Args:
-      why: one line, of a failure. The others end as well, so this process doesn't wait for them at the exit.
+      why: one line, of a failure. The others end as well; this process doesn't wait for them.
     """
     if _watch is None:
         return status
-    _watch.ended.set()
     if not why:
-        _watch.tell(_DONE)
+        _watch.leave()
         return status
+    _watch.end()
     _watch.tell(_GAVE_UP + why)
     if _watch.index == 0:  # with the service gone, the others could not end in order
         until = time.monotonic() + 2 * GRACE * SECONDS_BETWEEN_BEATS
@@ -100,6 +121,14 @@ def leave(status: int, why: str = "") -> int:
             time.sleep(0.1)
         time.sleep(0.5)
     _exit(status)
+
+
+def _leave_at_exit() -> None:
+    """For programs that don't call `leave`."""
+    if _watch is None or _watch.ended.is_set():
+        return
+    error = getattr(sys, "last_value", None)  # what nothing caught
+    leave(0) if error is None else leave(1, f"{type(error).__name__}: {_first_line(error)}")
 
 
 def explain(error: BaseException) -> None:

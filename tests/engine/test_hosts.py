@@ -3,11 +3,9 @@
 import json
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -21,6 +19,7 @@ from selfreward_jax.engine.sampling import SamplingSettings
 from selfreward_jax.engine.schedule import Request
 from tests import tiny
 from tests.engine.small_llama import small_model
+from tests.processes import together
 
 pytestmark = pytest.mark.slow
 
@@ -28,50 +27,6 @@ RNG = np.random.default_rng(2)
 REQUESTS = [Request(f"r{n}", tuple(RNG.integers(0, 70, length).tolist())) for n, length in enumerate((4, 11, 30, 2, 9))]
 SETTINGS = {"temperature": 0.9, "top_p": 0.95, "max_new_tokens": 9}
 SAMPLES = 3
-
-
-def environments(count: int = 2) -> list[dict[str, str]]:
-    """Of processes that find one another on this machine."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = tiny.environment() | {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": str(count)}
-    return [shared | {"JAX_PROCESS_ID": str(n)} for n in range(count)]
-
-
-def together(
-    words: list[str], given: str = "", *, meanwhile: Callable[[list[subprocess.Popen]], None] = lambda _: None, status=0
-) -> list[subprocess.CompletedProcess[str]]:
-    """Runs the same command in two processes; neither may be waited for alone.
-
-    Args:
-      meanwhile: what to do to them at work.
-      status: with which both end.
-    """
-    started = [
-        subprocess.Popen(
-            words, cwd=tiny.ROOT, env=env, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )
-        for env in environments()
-    ]  # fmt: skip
-    try:
-        for process in started:
-            assert process.stdin
-            process.stdin.write(given)
-            process.stdin.close()
-            process.stdin = None
-        meanwhile(started)
-        ended = []
-        for process in started:
-            out, err = process.communicate(timeout=240)
-            ended.append(subprocess.CompletedProcess(words, process.returncode, out, err))
-    finally:
-        for process in started:
-            process.kill()
-    for process in ended:
-        assert process.returncode == status, process.stderr[-3000:]
-    return ended
 
 
 @pytest.mark.parametrize("mesh", [{"data": 2}, {"tensor": 2}], ids=["a replica each", "half of the heads each"])
