@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-KINDS = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}  # four chips each
+KINDS = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "v5e-16": "v5e:4x4"}
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason='the TPU compiler is not installed: pip install "jax[tpu]"'
@@ -16,7 +16,7 @@ needs_libtpu = pytest.mark.skipif(
 
 
 def described_mesh(kind: str, sizes: tuple[int, ...], axes: tuple[str, ...]) -> Mesh:
-    """Of as many chips as the sizes give, at most four."""
+    """Of as many chips as the sizes give, if the kind has them."""
     from jax.experimental import topologies
 
     # So that no metadata server is asked, and several processes may compile at a time.

@@ -179,6 +179,13 @@ def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def bytes_on_device(tree) -> float:
+    """Of arrays, or of shapes with a layout, on each device; of shapes without one, 0."""
+    return float(
+        sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree) if x.sharding)
+    )
+
+
 def platform() -> str:
     """Where the program that is being traced will run: on the mesh that is set, else on JAX's default devices."""
     device = jax.sharding.get_abstract_mesh().abstract_device

@@ -3,7 +3,8 @@
 A token at a time, a layer is bound by how well its products fill the machine. So queries, keys and values come from
 one matrix, [D, K, G + 2, E]: for each kv head its G query heads, its key and its value; and the two halves of the MLP
 from another, [D, 2, F]; the output's is [H * E, D], which a product reads as it lies. All are split over tensor
-devices along their K, F and H axes without moving anything.
+devices along their K, F and H axes without moving anything. Where there are more of these than K/V heads, K counts
+the copies that `layout.sampling_config` asks for.
 
 Shape letters: B rows, T tokens, D embed, H heads, K kv heads, G = H // K, E head size, F mlp.
 """
@@ -28,8 +29,16 @@ AXES = {
 TPU_ORDER = {"qkv": (1, 2, 3, 0), "gate_up": (1, 0, 2)}
 
 
+def copy_kv(config: LlamaConfig, layer: Params) -> Params:
+    """A layer's weights, or a stack of layers', with each K/V head as often in a row as `config` has it."""
+    names = [name for name in ("k", "v", "k_bias", "v_bias") if name in layer]
+    times = config.num_kv_heads // layer["k"].shape[-2]
+    return layer | {name: jnp.repeat(layer[name], times, axis=-2) for name in names} if times > 1 else layer
+
+
 def fuse(config: LlamaConfig, layer: Params) -> Params:
     """A layer's weights in the form above; what is not named there stays as it is."""
+    layer = copy_kv(config, layer)
     K, E = config.num_kv_heads, config.head_dim
     G = config.num_heads // K
 
@@ -49,7 +58,7 @@ def fuse(config: LlamaConfig, layer: Params) -> Params:
 
 
 def unfuse(config: LlamaConfig, layer: Params) -> Params:
-    """What `fuse` was given."""
+    """What `fuse` was given, after `copy_kv`."""
     G = config.num_heads // config.num_kv_heads
 
     def heads(qkv):

@@ -9,7 +9,6 @@ interruption has a say in what comes out.
 import collections
 import dataclasses
 import functools
-import math
 from collections.abc import Iterator, Sequence, Set
 from typing import Any
 
@@ -18,11 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from selfreward_jax.core.errors import UserError
+from selfreward_jax.core.mesh import bytes_on_device
 from selfreward_jax.core.profile import Tracer
 from selfreward_jax.core.progress import say
 from selfreward_jax.engine.cache import CachePlan, default_budget, padded_length, plan_cache
 from selfreward_jax.engine.compiling import compile_ahead
-from selfreward_jax.engine.layout import REPLICA, TENSOR, lay_out, sampling_mesh, splits_kv
+from selfreward_jax.engine.layout import REPLICA, TENSOR, lay_out, sampling_config, sampling_mesh, splits_kv
 from selfreward_jax.engine.regions import Attention, choose_attention
 from selfreward_jax.engine.run import Completion, EngineRun, Reading
 from selfreward_jax.engine.sampling import SamplingSettings
@@ -87,6 +87,7 @@ class Engine:
       counters: tokens since the engine was made: `gen/tokens`, `gen/prefill_tokens_computed`,
         `gen/prefill_tokens_shared` (what running each sample's prompt by itself would have cost in addition),
         `gen/prefill_tokens_padding`, `gen/decode_steps`, `gen/slot_steps` (slots in use, summed over the steps).
+      config: the model's shape as its devices share it (`layout.sampling_config`).
       in_use: slots in use, and how many there are.
       tracer: of its calls of decoding.
     """
@@ -105,13 +106,14 @@ class Engine:
         self.dtype = jnp.dtype(model.dtype)
         self.attention: Attention = choose_attention(self.settings.attention, self.mesh.devices.flat[0].platform)
         self.cache_dtype = jnp.dtype(self.settings.cache_dtype or model.dtype)
+        self.config = sampling_config(config, self.mesh)
         with jax.set_mesh(self.mesh):
-            self.weights = lay_out(config, model.params, self.mesh, self.dtype)
-        if not splits_kv(config, self.mesh):
-            say(
-                f"{model.name}: {config.num_kv_heads} K/V heads can't be split over {self.mesh.shape[TENSOR]} tensor"
-                " devices; each keeps all keys and values"
-            )
+            self.weights = lay_out(self.config, model.params, self.mesh, self.dtype)
+        shared = f"{model.name}: {config.num_kv_heads} K/V heads can't be split over {self.mesh.shape[TENSOR]} tensor"
+        if not splits_kv(self.config, self.mesh):
+            say(f"{shared} devices; each keeps all keys and values")
+        elif copies := self.config.num_kv_heads // config.num_kv_heads - 1:
+            say(f"{shared} devices; each is kept {copies + 1} times, for a part of its queries each")
         self.counters: collections.Counter[str] = collections.Counter()
         self.in_use: tuple[int, int] = (0, 0)
         self.tracer = Tracer()
@@ -142,16 +144,14 @@ class Engine:
         """Bytes for keys and values on each device."""
         if self.settings.cache_gib:
             return int(self.settings.cache_gib * 2**30)
-        weights = sum(x.nbytes for x in jax.tree.leaves(self.weights)) // self.mesh.shape[TENSOR]
-        trained = jax.tree.leaves(self.model.params)  # they stay, in the layout of training
-        weights += sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in trained)
-        return default_budget(weights, self.mesh.devices.flat[0])
+        weights = bytes_on_device((self.weights, self.model.params))  # these stay, in the layout of training
+        return default_budget(int(weights), self.mesh.devices.flat[0])
 
     def plan(self, requests: Sequence[Request], samples: int, new_tokens: int) -> CachePlan:
         """Sizes of the cache for these requests, each continued by at most `new_tokens` tokens."""
         prefix = shared_prefix(requests)
         return plan_cache(
-            self.model.config,
+            self.config,
             self.mesh,
             requests=len(requests),
             samples=samples,

@@ -1,12 +1,16 @@
 """The sampling layout: one mesh of replicas and tensor devices, and the weights laid out for it.
 
 Training keeps layers stacked and weights split over all devices; sampling wants each layer by itself (a slice of a
-stacked array inside a loop would be copied at every step) and split over the tensor devices only. The change is one
-jitted program over the whole tree, with a checksum on both sides.
+stacked array inside a loop would be copied at every step) and split over the tensor devices only. A jitted program
+changes one layer at a time, so that beside both layouts a layer's worth of memory is needed; a checksum on both sides
+tells whether all arrived.
 """
 
+import dataclasses
 import functools
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -34,8 +38,25 @@ def sampling_mesh(mesh: Mesh, tensor: int = 0) -> Mesh:
     return Mesh(mesh.devices.reshape(-1, ways), (REPLICA, TENSOR), axis_types=(AxisType.Auto,) * 2)
 
 
+def sampling_config(config: LlamaConfig, mesh: Mesh | AbstractMesh) -> LlamaConfig:
+    """The model's shape as its tensor devices share it.
+
+    With K/V heads that can't be split over them, each is there several times, once for a group of the queries that
+    read it, as far as these can be split: of 64 query and 8 K/V heads, 16 devices hold 4 and 1 each.
+    """
+    ways = mesh.shape[TENSOR]
+    copies = ways // math.gcd(config.num_kv_heads, ways)
+    if config.num_heads // config.num_kv_heads % copies:
+        return config
+    return dataclasses.replace(config, num_kv_heads=config.num_kv_heads * copies)
+
+
 def splits_kv(config: LlamaConfig, mesh: Mesh | AbstractMesh) -> bool:
-    """Whether each tensor device holds its own share of the heads; if not, each does all of the attention."""
+    """Whether each tensor device holds its own share of the heads; if not, each does all of the attention.
+
+    Args:
+      config: of `sampling_config`.
+    """
     return config.num_kv_heads % mesh.shape[TENSOR] == 0
 
 
@@ -54,11 +75,15 @@ def _sharding(axes: Sequence[str | None], shape: Sequence[int], config: LlamaCon
     return NamedSharding(mesh, PartitionSpec(*spec))
 
 
-def _to_sampling(config: LlamaConfig, dtype, params: Params) -> Params:
-    """Layers one by one, their weights fused, in the dtype of the computation."""
-    cast = jax.tree.map(lambda x: x.astype(dtype), params)
-    layers = [block.fuse(config, jax.tree.map(lambda x, i=i: x[i], cast["layers"])) for i in range(config.num_layers)]
-    return cast | {"layers": layers}
+def _outside(dtype, params: Params) -> Params:
+    """The weights of no layer, in the dtype of the computation."""
+    return {name: x.astype(dtype) for name, x in params.items() if name != "layers"}
+
+
+def _layer(config: LlamaConfig, dtype, stacked: Params, index: jax.Array) -> Params:
+    """A layer of the stack, its weights fused, in the dtype of the computation."""
+    take = functools.partial(jax.lax.dynamic_index_in_dim, index=index, axis=0, keepdims=False)
+    return block.fuse(config, jax.tree.map(lambda x: take(x).astype(dtype), stacked))
 
 
 def _in_order(mesh: Mesh, name: str, sharding: NamedSharding) -> NamedSharding | Format:
@@ -67,43 +92,67 @@ def _in_order(mesh: Mesh, name: str, sharding: NamedSharding) -> NamedSharding |
     return Format(Layout(order), sharding) if order else sharding
 
 
-def weight_shardings(config: LlamaConfig, params: Params, mesh: Mesh, dtype) -> Params:
-    """Of every weight in the sampling layout; a `Format` where its axes' order in memory is given too.
+def sampling_weights(config: LlamaConfig, params: Params, mesh: Mesh, dtype) -> Params:
+    """Shapes and layouts of all weights in the sampling layout; with their axes' order in memory where that is given.
 
     Raises:
       UserError: a weight can't be split over the tensor devices.
     """
-    shapes = jax.eval_shape(functools.partial(_to_sampling, config, dtype), params)
     specs = param_specs(config)
-    whole = {
-        name: _sharding(specs[name].axes, x.shape, config, mesh, name) for name, x in shapes.items() if name != "layers"
-    }
-    layer = {
-        name: _in_order(mesh, name, _sharding(block.AXES.get(name, (None,) * x.ndim), x.shape, config, mesh, name))
-        for name, x in shapes["layers"][0].items()
-    }
-    return whole | {"layers": [layer] * config.num_layers}
+
+    def outside(name: str, x) -> jax.ShapeDtypeStruct:
+        sharding = _sharding(specs[name].axes, x.shape, config, mesh, name)
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    def inside(name: str, x) -> jax.ShapeDtypeStruct:
+        sharding = _sharding(block.AXES.get(name, (None,) * x.ndim), x.shape, config, mesh, name)
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=_in_order(mesh, name, sharding))
+
+    whole = jax.eval_shape(functools.partial(_outside, dtype), params)
+    layer = jax.eval_shape(functools.partial(_layer, config, dtype), params["layers"], 0)
+    layer = {name: inside(name, x) for name, x in layer.items()}
+    return {name: outside(name, x) for name, x in whole.items()} | {"layers": [layer] * config.num_layers}
 
 
 def reshard(config: LlamaConfig, params: Params, mesh: Mesh, dtype):
-    """The program that brings weights of the training layout, or of these shapes, into the sampling layout.
+    """The programs that bring weights of the training layout, or of these shapes, into the sampling layout.
+
+    Args:
+      config: of `sampling_config`.
+
+    Returns:
+      Of all that is in no layer, from `params`; and of one layer, from `params["layers"]` and its number.
 
     Raises:
       UserError: a weight can't be split over the tensor devices.
     """
-    change = functools.partial(_to_sampling, config, dtype)
-    return jax.jit(change, out_shardings=weight_shardings(config, params, mesh, dtype))
+    weights = sampling_weights(config, params, mesh, dtype)
+    layouts = jax.tree.map(lambda x: x.format if x.format.layout else x.sharding, weights)
+    layer = tuple(layouts.pop("layers")[0].items())
+    return _program(_outside, dtype, layouts=tuple(layouts.items())), _program(_layer, config, dtype, layouts=layer)
+
+
+@functools.lru_cache(maxsize=16)
+def _program(function, *fixed, layouts: tuple[tuple[str, Any], ...]):
+    """One that the next engine of such a model finds compiled."""
+    return jax.jit(functools.partial(function, *fixed), out_shardings=dict(layouts))
 
 
 def lay_out(config: LlamaConfig, params: Params, mesh: Mesh, dtype) -> Params:
     """Weights of the training layout in the sampling layout.
 
+    Args:
+      config: of `sampling_config`.
+
     Raises:
       UserError: they can't be split over the tensor devices.
       RuntimeError: they did not arrive as they were sent.
     """
-    weights = reshard(config, params, mesh, dtype)(params)
-    sent, arrived = sums_by_layer(params, dtype), sums_of_layers(functools.partial(block.unfuse, config), weights)
+    outside, layer = reshard(config, params, mesh, dtype)
+    weights = outside(params)
+    weights["layers"] = [layer(params["layers"], np.int32(n)) for n in range(config.num_layers)]
+    sent = sums_by_layer(block.copy_kv, config, params, dtype)
+    arrived = sums_of_layers(block.unfuse, config, weights)
     for name in sent:
         if not np.array_equal(sent[name], arrived[name]):
             raise RuntimeError(f"the weight {name} changed on its way into the sampling layout; a device may be faulty")

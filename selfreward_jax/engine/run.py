@@ -88,7 +88,7 @@ class EngineRun:
     ):
         self.engine, self.plan, self.schedule, self.prefix_length = engine, plan, schedule, prefix_length
         self.settings, self.reading = settings, reading
-        self.config, self.mesh = engine.model.config, engine.mesh
+        self.config, self.mesh = engine.config, engine.mesh
         self.eos_ids = engine.model.chat.eos_ids
         self.steps = STEPS_WITH_STOP if settings.stop else STEPS
         self.candidates = np.asarray(reading.candidates if reading else (), np.int32)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from selfreward_jax.llama.config import LlamaConfig
 from selfreward_jax.llama.params import Params
 
 
@@ -36,25 +37,28 @@ def params_hash(params: Params) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
-@functools.partial(jax.jit, static_argnames="dtype")
-def _stacked(params: Params, dtype) -> dict[str, jax.Array]:
+Parts = Callable[[LlamaConfig, Params], Params]  # another form of layers' weights
+
+
+@functools.partial(jax.jit, static_argnames=("parts", "config", "dtype"))
+def _stacked(parts: Parts, config: LlamaConfig, params: Params, dtype) -> dict[str, jax.Array]:
     each = lambda x: _bit_sums(x.astype(dtype))  # noqa: E731
     whole = {name: each(x) for name, x in params.items() if name != "layers"}
-    return whole | {name: jax.vmap(each)(x) for name, x in params["layers"].items()}
+    return whole | {name: jax.vmap(each)(x) for name, x in parts(config, params["layers"]).items()}
 
 
-@functools.partial(jax.jit, static_argnames="parts")
-def _listed(parts: Callable[[Params], Params], params: Params) -> dict[str, jax.Array]:
-    whole = {name: _bit_sums(x) for name, x in params.items() if name != "layers"}
-    layers = [{name: _bit_sums(x) for name, x in parts(layer).items()} for layer in params["layers"]]
-    return whole | {name: jnp.stack([layer[name] for layer in layers]) for name in layers[0]}
+@functools.partial(jax.jit, static_argnames=("parts", "config"))
+def _of_one(parts: Parts, config: LlamaConfig, layer: Params) -> dict[str, jax.Array]:
+    return {name: _bit_sums(x) for name, x in parts(config, layer).items()}
 
 
-def sums_by_layer(params: Params, dtype) -> dict[str, np.ndarray]:
-    """Sums of each weight as if cast to `dtype`, uint32 [2] or, of the stacked layers, [L, 2]."""
-    return {name: np.asarray(x) for name, x in _stacked(params, jnp.dtype(dtype)).items()}
+def sums_by_layer(parts: Parts, config: LlamaConfig, params: Params, dtype) -> dict[str, np.ndarray]:
+    """Sums of each weight as if cast to `dtype`, uint32 [2] or, of the stacked layers once in that form, [L, 2]."""
+    return {name: np.asarray(x) for name, x in _stacked(parts, config, params, jnp.dtype(dtype)).items()}
 
 
-def sums_of_layers(parts: Callable[[Params], Params], params: Params) -> dict[str, np.ndarray]:
-    """The same of weights whose `layers` is a list, once `parts` has made each layer what it was when stacked."""
-    return {name: np.asarray(x) for name, x in _listed(parts, params).items()}
+def sums_of_layers(parts: Parts, config: LlamaConfig, params: Params) -> dict[str, np.ndarray]:
+    """The same of weights whose `layers` is a list, each taken in that form."""
+    whole = {name: np.asarray(_sums(x)) for name, x in params.items() if name != "layers"}
+    layers = [_of_one(parts, config, layer) for layer in params["layers"]]
+    return whole | {name: np.stack([np.asarray(layer[name]) for layer in layers]) for name in layers[0]}

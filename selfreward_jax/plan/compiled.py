@@ -9,10 +9,11 @@ from typing import Any
 
 import jax
 
+from selfreward_jax.core.mesh import bytes_on_device
 from selfreward_jax.engine.compiling import compiled_anew
 from selfreward_jax.plan.hlo import Array, Collective, costs
 from selfreward_jax.plan.machines import Machine
-from selfreward_jax.plan.shapes import Planned, bytes_on_device
+from selfreward_jax.plan.shapes import Planned
 from selfreward_jax.plan.values import largest_arguments, largest_values
 
 

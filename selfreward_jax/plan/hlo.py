@@ -380,7 +380,9 @@ def _traffic(program: Program, computation: str, op: Op) -> float:
     ops = program.computations[computation]
     operands = [ops[n].results[0] if n in ops and ops[n].results else None for n in op.operands]
     if op.code.removesuffix("-start") in ("dynamic-slice", "slice", "gather"):
-        return 2.0 * sum(r.bytes for r in op.results[-1:] if not r.fast)
+        # One that is started names what it is given, the piece, and a word of its own; it fetches what comes next.
+        piece, source = op.results[-2 if op.code.endswith("-start") else -1], operands[0]
+        return float(piece.bytes * ((source is None or not source.fast) + (not piece.fast)))
     if op.code in ("dynamic-update-slice", "scatter"):
         return 2.0 * sum(a.bytes for a in operands[1:] if a is not None)
     if op.code == "fusion":
@@ -414,11 +416,18 @@ def _fusion_traffic(program: Program, op: Op, operands: Sequence[Array | None]) 
 
 def _read(program: Program, computation: str, parameter: int) -> float:
     """Bytes that a computation reads of one of its parameters, infinite where it's more than a piece of it."""
+    total, given_on = _pieces(program, computation, parameter)
+    return math.inf if given_on else total
+
+
+def _pieces(program: Program, computation: str, parameter: int) -> tuple[float, bool]:
+    """Bytes of the pieces that are read of a parameter, and whether it is also what the computation gives."""
     inside = program.computations[computation]
     found = next((p for p in inside.values() if p.code == "parameter" and f"({parameter})" in p.rest), None)
-    waiting, total = [found.name] if found else [], 0.0
+    waiting, total, given_on = [found.name] if found else [], 0.0, False
     while waiting:
         name = waiting.pop()
+        given_on |= name == program.roots[computation]
         for user in inside.values():
             for n, operand in enumerate(user.operands):
                 if operand != name:
@@ -428,10 +437,12 @@ def _read(program: Program, computation: str, parameter: int) -> float:
                 elif user.code == "bitcast":
                     waiting.append(user.name)
                 elif user.code == "fusion":
-                    total += _read(program, user.called("calls")[0], n)
+                    pieces, as_it_is = _pieces(program, user.called("calls")[0], n)
+                    total += pieces
+                    waiting += [user.name] * as_it_is
                 elif not (user.code == "dynamic-update-slice" and n == 0):
-                    return math.inf
-    return total
+                    return math.inf, False
+    return total, given_on
 
 
 def _written(program: Program, computation: str, made: Op | None) -> float:

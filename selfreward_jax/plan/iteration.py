@@ -51,11 +51,14 @@ def total(parts: Sequence[Part]) -> Part:
     return Part(f"all but {left_out}" if left_out else "all", "", {}, sum(known))
 
 
-def iteration(config: Any, results: Sequence[Result], means: Means, machine: Machine) -> list[Part]:
+def iteration(config: Any, layers: int, results: Sequence[Result], means: Means, machine: Machine) -> list[Part]:
     """The stages of M1 to M2; those whose programs are not all among the results have no time.
 
     Sampling's time follows from its tokens. So does training's where rows are packed, and then they are taken to be
     full; else every call is one of texts as long as they may be.
+
+    Args:
+      layers: of the model.
     """
     found = {r.planned.name: r for r in results}
     c = config
@@ -76,7 +79,7 @@ def iteration(config: Any, results: Sequence[Result], means: Means, machine: Mac
         done = found[name].planned.tokens if name in found else 0
         return tokens / done if done else 0.0
 
-    part("reshard", "weights for sampling", {"reshard": 1.0}, training)
+    part("reshard", "weights for sampling", {"reshard, embeddings": 1.0, "reshard, a layer": float(layers)}, training)
     for stage, what, requests, new, tokens in (
         ("respond", "answers", prompts, answers, means.answer),
         ("judge", "judgements", answers, judged, means.judgement),

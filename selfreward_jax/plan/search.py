@@ -13,9 +13,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AbstractMesh
 
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.mesh import mesh_sizes
+from selfreward_jax.engine.layout import REPLICA, TENSOR, sampling_config
 from selfreward_jax.llama.config import LlamaConfig
 from selfreward_jax.llama.lora import trained_specs
 from selfreward_jax.llama.params import full_shape, is_spec, param_specs
@@ -146,7 +148,6 @@ def _step(
     flops = 2 * passes * tokens * (weights + sizes.head / tensor)
     flops += passes * 2 * L * model.num_heads * model.head_dim * T * tokens / tensor
     matrix = flops / (machine.chip.tflops * 1e12)
-    link = machine.chip.link_gbps * 1e9 * (2 if machine.chip.dimensions else 1)
     summed_bytes = 0 if sizes.lora else 4 * weights  # an adapter's gradients are next to none
     gathered = 2 * 2 * weights + summed_bytes
     sent = gathered * (fsdp - 1) / fsdp + (summed_bytes / fsdp * 2 if data > 1 else 0)
@@ -159,8 +160,13 @@ def _step(
     working = tokens * (6 * D + 4 * model.intermediate_size / tensor) * 2 + 3 * weights / L * 2
     head = 4 * sizes.head / tensor * 2
     # What is bound by one has the other beside it, though never quite.
-    slow, fast = max(matrix, sent / link), min(matrix, sent / link)
+    slow, fast = max(matrix, sent / _link(machine)), min(matrix, sent / _link(machine))
     return slow + 0.2 * fast, state + kept + working + head
+
+
+def _link(machine: Machine) -> float:
+    """Bytes a second that a device sends to its group, which lies along a ring."""
+    return machine.chip.link_gbps * 1e9 * (2 if machine.chip.dimensions else 1)
 
 
 def sampling(config: Any, model: LlamaConfig, machine: Machine, lengths: Lengths) -> list[Candidate]:
@@ -175,10 +181,14 @@ def sampling(config: Any, model: LlamaConfig, machine: Machine, lengths: Lengths
         if model.num_heads % tensor or model.intermediate_size % tensor or model.vocab_size % tensor:
             continue
         replicas = machine.devices // tensor
-        split = tensor if model.num_kv_heads % tensor == 0 else 1
-        weights = 2 * (sizes.layers + 2 * sizes.head) / tensor
+        held = sampling_config(model, AbstractMesh((1, tensor), (REPLICA, TENSOR))).num_kv_heads
+        split = tensor if held % tensor == 0 else 1
+        attention = 2 * model.num_layers * model.hidden_size * model.head_dim * (model.num_heads + held)
+        others = sizes.layers + 2 * sizes.head
+        others -= 2 * model.num_layers * model.hidden_size * model.head_dim * (model.num_heads + model.num_kv_heads)
+        weights = 2 * (others / tensor + attention / split)
         resident = weights + sizes.parameters / (mesh["fsdp"] * mesh["tensor"])
-        row = sizes.cache_token / split * (new + prompt / config.respond.n)
+        row = sizes.cache_token * held / model.num_kv_heads / split * (new + prompt / config.respond.n)
         most = (SPARE * machine.chip.hbm_gib * 2**30 - resident) / row
         for rows in (2**n for n in range(2, 11)):
             # So many at a time that the last ones, which wait for the longest answers, are a small part.
@@ -186,7 +196,11 @@ def sampling(config: Any, model: LlamaConfig, machine: Machine, lengths: Lengths
                 continue
             moved = weights + rows * row / 2  # half of its tokens, on average
             flops = 2 * rows * (sizes.layers + sizes.head) / tensor
-            step = max(moved / (machine.chip.hbm_gbps * 1e9), flops / (machine.chip.tflops * 1e12))
+            sent = 2 * 2 * model.num_layers * rows * model.hidden_size * 2 * (tensor - 1) / tensor
+            bounds = (
+                moved / (machine.chip.hbm_gbps * 1e9), flops / (machine.chip.tflops * 1e12), sent / _link(machine)
+            )  # fmt: skip
+            step = max(bounds) + 0.2 * (sum(bounds) - max(bounds))
             step += 2 * model.num_layers * LATENCY if tensor > 1 else 0
             changes = {"generation.tensor": tensor, "generation.slots": rows * replicas}
             found.append(Candidate(changes, step / (rows * replicas), resident + rows * row))

@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.losses import loss_settings
-from selfreward_jax.core.mesh import make_rules, replicated, row_ways
+from selfreward_jax.core.mesh import bytes_on_device, make_rules, replicated, row_ways
 from selfreward_jax.engine import programs
 from selfreward_jax.engine.cache import (
     CACHE_SHARE,
@@ -25,7 +25,7 @@ from selfreward_jax.engine.cache import (
     plan_cache,
     round_up,
 )
-from selfreward_jax.engine.layout import REPLICA, reshard, sampling_mesh, weight_shardings
+from selfreward_jax.engine.layout import REPLICA, reshard, sampling_config, sampling_mesh, sampling_weights
 from selfreward_jax.engine.regions import Attention, Region, choose_attention, region_shapes
 from selfreward_jax.engine.run import STEPS, STEPS_WITH_STOP, prefill_width
 from selfreward_jax.engine.sampling import REDRAWN, Law
@@ -98,13 +98,6 @@ class Planned:
             return self.function.lower(*self.arguments, **self.static)
 
 
-def bytes_on_device(tree) -> float:
-    """Of arrays that are described with their layout."""
-    return float(
-        sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree) if x.sharding)
-    )
-
-
 def described(x, sharding) -> Any:  # stands where an array would
     return jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=sharding)
 
@@ -134,6 +127,7 @@ class Plans:
         self.trained = self._weights(trained_specs(model, self.lora), trained)
         self.sampling = sampling_mesh(mesh, config.generation.tensor)
         self.replicas = self.sampling.shape[REPLICA]
+        self.sampled = sampling_config(model, self.sampling)
 
     def _weights(self, specs, dtype):
         layouts = shardings(self.model, self.mesh, specs, self.rules)
@@ -254,20 +248,19 @@ class Plans:
 
     # Sampling.
 
+    @functools.cached_property
     def weights(self):
         """The sampling layout's."""
-        shapes = jax.eval_shape(self._reshard, self.params)
-        return jax.tree.map(described, shapes, weight_shardings(self.model, self.params, self.sampling, self.dtype))
-
-    @functools.cached_property
-    def _reshard(self):
-        return reshard(self.model, self.params, self.sampling, self.dtype)
+        return sampling_weights(self.sampled, self.params, self.sampling, self.dtype)
 
     def resharding(self) -> Iterator[Planned]:
-        """From the training layout to the sampling layout."""
-        yield Planned(
-            "reshard", self._reshard, (self.params,), {}, {"parameters": bytes_on_device(self.params)}, 0, 0, self.mesh
-        )
+        """From the training layout to the sampling layout: what is in no layer, and a layer when all else is there."""
+        outside, layer = reshard(self.sampled, self.params, self.sampling, self.dtype)
+        beside = {"parameters": bytes_on_device(self.params)}
+        yield Planned("reshard, embeddings", outside, (self.params,), {}, beside, 0, 0, self.mesh)
+        made = {"sampling weights": bytes_on_device(self.weights) - bytes_on_device(self.weights["layers"][0])}
+        number = jax.ShapeDtypeStruct((), np.int32)
+        yield Planned("reshard, a layer", layer, (self.params["layers"], number), {}, beside | made, 0, 0, self.mesh)
 
     def stage(self, name: str) -> "SamplingStage":
         """`respond` or `judge`."""
@@ -295,13 +288,13 @@ class SamplingStage:
         self.attention: Attention = choose_attention(g.attention, plans.platform)
         self.cache_dtype = jnp.dtype(g.cache_dtype or c.model.dtype)
         bucket = g.length_bucket or (16 if plans.platform == "cpu" else 64)
-        self.weights = plans.weights()
+        self.weights = plans.weights
         resident = bytes_on_device(plans.params) + bytes_on_device(self.weights)
         free = machine_bytes() // 4 if plans.platform == "cpu" else int(CACHE_SHARE * (plans.hbm - resident))
         budget = int(g.cache_gib * 2**30) if g.cache_gib else max(free, 0)
         self.padded = padded_length(self.prompt, bucket)
         planned = functools.partial(
-            plan_cache, plans.model, plans.sampling, requests=requests, samples=self.samples, prefix=self.prefix,
+            plan_cache, plans.sampled, plans.sampling, requests=requests, samples=self.samples, prefix=self.prefix,
             padded_prompt=self.padded, own_limit=self.new_tokens, dtype=self.cache_dtype,
         )  # fmt: skip
         self.too_big = ""
@@ -325,12 +318,12 @@ class SamplingStage:
 
     def _region(self, blocks: int, rows: int, width: int) -> list[Region]:
         return region_shapes(
-            self.plans.model, self.plans.sampling, blocks=blocks, rows=rows, width=width, dtype=self.cache_dtype,
+            self.plans.sampled, self.plans.sampling, blocks=blocks, rows=rows, width=width, dtype=self.cache_dtype,
             attention=self.attention,
         )  # fmt: skip
 
     def _prefix(self) -> list[Any]:
-        m, width = self.plans.model, self.cache.prefix
+        m, width = self.plans.sampled, self.cache.prefix
         shapes = functools.partial(region_shapes, m, self.plans.sampling, dtype=self.cache_dtype, shared=True)
         return shapes(blocks=1, rows=1, width=width) if self.prefix else []
 
@@ -360,11 +353,11 @@ class SamplingStage:
         P, T = p.replicas * self.width, self.padded
         on_rows = lambda x: self._put(x, REPLICA)  # noqa: E731
         length = self._put(np.zeros((), np.int32))
-        forward = 2.0 * sum(math.prod(x.shape) for x in jax.tree.leaves(self.weights["layers"]))
+        forward = 2.0 * sum(math.prod(x.shape) for x in jax.tree.leaves(p.params["layers"]))
         yield Planned(
             f"prefill, {what}", programs.prefill,
             (
-                p.model, self.weights, self._prefix(), length, self._prompts(), on_rows(np.zeros((P, T), np.int32)),
+                p.sampled, self.weights, self._prefix(), length, self._prompts(), on_rows(np.zeros((P, T), np.int32)),
                 on_rows(np.zeros(P, np.int32)), on_rows(np.zeros((p.replicas, self.width), np.int32)),
             ),
             {"dtype": p.dtype, "attention": self.attention}, self.kinds, P * T, forward * P * T, p.sampling,
@@ -377,7 +370,7 @@ class SamplingStage:
         yield Planned(
             f"decode, {what}", programs.decode,
             (
-                p.model, self.weights, self._prefix(), length, self._prompts(), self._own(),
+                p.sampled, self.weights, self._prefix(), length, self._prompts(), self._own(),
                 programs.Slots(**{name: on_rows(x) for name, x in slots.items()}),
                 programs.Seats(**{name: on_rows(x) for name, x in seats.items()}),
                 self._put(np.zeros(0, np.int32)), self._put(np.zeros(4, np.int32)),

@@ -45,7 +45,7 @@ def plan(options: argparse.Namespace, overrides: Sequence[str], interrupt: Inter
     results = [target.compiled(p) for p in planned]
     means = iterations.Means(options.mean_prompt, options.mean_answer, options.mean_judgement, options.pair_share)
     whole = {"dpo", "respond", "judge"} <= set(stages)
-    parts = iterations.iteration(target.config, results, means, machine) if whole else []
+    parts = iterations.iteration(target.config, model.num_layers, results, means, machine) if whole else []
     table.show(results, parts, machine, options.price)
     if options.output:
         facts = _facts(target, results, parts, options.price) | {"tried": tried}

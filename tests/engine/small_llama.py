@@ -22,6 +22,8 @@ GQA = LlamaConfig(
     head_dim=8,
     max_position_embeddings=128,
 )
+# Each K/V head is read by so many queries that four devices can share them.
+GROUPED = dataclasses.replace(GQA, vocab_size=72, num_heads=8, attention_bias=True)
 VARIANTS = {
     "gqa": GQA,
     "tied_mqa": dataclasses.replace(GQA, num_kv_heads=1, tie_word_embeddings=True),

@@ -15,7 +15,16 @@ from selfreward_jax.engine.sampling import SamplingSettings, keys_at, sample
 from selfreward_jax.engine.schedule import Request, sample_key, shared_prefix
 from selfreward_jax.engine.score import score_examples
 from selfreward_jax.training.batches import Example
-from tests.engine.small_llama import GQA, VARIANTS, StubChat, log_softmax, naive_logits, naive_logp, small_model
+from tests.engine.small_llama import (
+    GQA,
+    GROUPED,
+    VARIANTS,
+    StubChat,
+    log_softmax,
+    naive_logits,
+    naive_logp,
+    small_model,
+)
 
 RNG = np.random.default_rng(1)
 GREEDY = SamplingSettings(temperature=0.0, top_p=1.0, max_new_tokens=7)
@@ -158,11 +167,23 @@ def test_another_split_for_sampling_than_for_training_samples_the_same(sampled):
     assert tokens(run(engine, PLAIN)) == tokens(sampled)
 
 
+def test_each_of_more_devices_than_kv_heads_has_a_copy_of_one_and_a_part_of_its_queries(capfd):
+    config = GROUPED
+    engine = Engine(small_model(config, data=8), dataclasses.replace(TINY, slots=8, tensor=4))
+    assert "2 K/V heads can't be split over 4 tensor devices; each is kept 2 times" in capfd.readouterr().err
+    assert [x.data.shape[1:3] for x in engine.weights["layers"][0]["qkv"].addressable_shards] == [(1, 2 + 2)] * 8
+    plan, whole = (e.plan(PLAIN, N, 7) for e in (engine, Engine(small_model(config), TINY)))
+    assert plan.bytes_per_token * 2 == whole.bytes_per_token
+    found, expected = run(engine, PLAIN), run(Engine(small_model(config), TINY), PLAIN)
+    assert tokens(found) == tokens(expected)
+    np.testing.assert_allclose([found[k].logp for k in found], [expected[k].logp for k in found], atol=1e-4)
+
+
 def test_heads_that_the_tensor_devices_can_not_share_are_kept_whole_on_each_with_a_word(capfd):
-    one = small_model(VARIANTS["tied_mqa"])
-    engine = Engine(small_model(VARIANTS["tied_mqa"], data=8), dataclasses.replace(TINY, slots=8, tensor=2))
-    assert "1 K/V heads can't be split over 2 tensor devices" in capfd.readouterr().err
-    assert tokens(run(engine, PLAIN)) == tokens(run(Engine(one, TINY), PLAIN))
+    config = dataclasses.replace(GQA, vocab_size=72)
+    engine = Engine(small_model(config, data=8), dataclasses.replace(TINY, slots=8, tensor=8))
+    assert "2 K/V heads can't be split over 8 tensor devices; each keeps all" in capfd.readouterr().err
+    assert tokens(run(engine, PLAIN)) == tokens(run(Engine(small_model(config), TINY), PLAIN))
 
 
 def test_the_order_of_the_weights_in_memory_does_not_change_what_is_sampled(sampled, monkeypatch):
@@ -184,9 +205,14 @@ def test_the_tpu_kernels_sample_what_plain_attention_samples_with_heads_over_the
     np.testing.assert_allclose([found[k].logp for k in found], [sampled[k].logp for k in found], atol=1e-4)
 
 
-def test_the_tpu_kernels_give_the_tokens_of_a_naive_loop_after_a_shared_prefix_with_all_heads_on_each_device():
-    model = small_model(VARIANTS["tied_mqa"], data=2)
-    found = tokens(run(Engine(model, dataclasses.replace(PALLAS, tensor=2)), SHARED, 2, GREEDY))
+@pytest.mark.parametrize(
+    ("config", "tensor"),
+    [(dataclasses.replace(GQA, num_kv_heads=4, vocab_size=72), 8), (VARIANTS["tied_mqa"], 2)],
+    ids=["all heads on each device", "half of the queries of a head each"],
+)
+def test_the_tpu_kernels_give_the_tokens_of_a_naive_loop_after_a_shared_prefix(config, tensor):
+    model = small_model(config, data=tensor)
+    found = tokens(run(Engine(model, dataclasses.replace(PALLAS, tensor=tensor)), SHARED, 2, GREEDY))
     expected = {r.id: naive_loop(model, r, np.zeros(2, np.uint32), GREEDY) for r in SHARED}
     assert found == {(r.id, n): expected[r.id] for r in SHARED for n in range(2)}
 

@@ -1,14 +1,17 @@
 """The sampling layout holds the weights that it was given, and says so if it does not."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh
 
 from selfreward_jax.engine import block, layout
-from selfreward_jax.engine.generate import Engine
+from selfreward_jax.engine.generate import Engine, EngineSettings
 from selfreward_jax.llama import model as llama
-from tests.engine.small_llama import VARIANTS, random_params, small_model
+from tests.engine.small_llama import GQA, GROUPED, VARIANTS, random_params, small_model
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -38,21 +41,37 @@ def test_weights_are_split_over_tensor_devices_alone():
     assert len({str(s.index) for s in qkv.addressable_shards}) == 2
 
 
-def test_a_weight_that_changes_on_its_way_is_noticed(monkeypatch):
-    real = block.fuse
+@pytest.mark.parametrize("at", [("down", (3, 4)), ("qkv", (5, 3, 2, 7))])  # the latter in the second copy of a key
+def test_a_weight_that_changes_on_its_way_is_noticed(monkeypatch, at):
+    real = layout._program
+    name, place = at
 
-    def faulty(config, layer):
-        made = real(config, layer)
-        return made | {"down": made["down"].at[3, 4].add(1e-6)}
+    def faulty(function, *fixed, layouts):
+        made = real(function, *fixed, layouts=layouts)
+        if function is not layout._layer:
+            return made
+        return lambda *args: (layer := made(*args)) | {name: layer[name].at[place].add(1e-6)}
 
-    monkeypatch.setattr(layout.block, "fuse", faulty)
-    with pytest.raises(RuntimeError, match="the weight down changed on its way into the sampling layout"):
-        Engine(small_model(seed=3))
+    monkeypatch.setattr(layout, "_program", faulty)
+    with pytest.raises(RuntimeError, match=f"the weight {'k' if name == 'qkv' else name} changed on its way into the"):
+        Engine(small_model(GROUPED, seed=3, data=4), EngineSettings(tensor=4))
+
+
+def test_a_kv_head_for_each_group_of_its_queries():
+    def heads(num_heads, num_kv_heads, tensor):
+        config = dataclasses.replace(GQA, num_heads=num_heads, num_kv_heads=num_kv_heads)
+        mesh = AbstractMesh((1, tensor), (layout.REPLICA, layout.TENSOR))
+        held = layout.sampling_config(config, mesh)
+        assert layout.sampling_config(held, mesh) == held
+        return held.num_kv_heads, layout.splits_kv(held, mesh)
+
+    assert heads(64, 8, 8) == heads(64, 8, 2) == (8, True)
+    assert heads(64, 8, 16) == (16, True) and heads(64, 8, 64) == (64, True)
+    assert heads(24, 4, 6) == (12, True)
+    assert heads(64, 8, 128) == heads(64, 8, 3) == (8, False)
 
 
 def test_the_computation_is_in_its_own_dtype_and_the_training_weights_stay_as_they_are():
-    import dataclasses
-
     model = dataclasses.replace(small_model(), dtype="bfloat16")
     engine = Engine(model)
     assert {x.dtype for x in jax.tree.leaves(engine.weights)} == {jnp.dtype("bfloat16")}

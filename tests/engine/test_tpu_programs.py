@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from selfreward_jax.engine import pallas_decode, programs
-from selfreward_jax.engine.layout import REPLICA, TENSOR, _to_sampling, weight_shardings
+from selfreward_jax.engine.layout import REPLICA, TENSOR, sampling_config, sampling_weights
 from selfreward_jax.engine.pallas_decode import TokenKV
 from selfreward_jax.engine.regions import region_shapes
 from selfreward_jax.engine.sampling import SamplingSettings
@@ -26,7 +26,7 @@ CALL = "tpu_custom_call"
 LLAMA = LlamaConfig(
     vocab_size=1024,
     hidden_size=512,
-    intermediate_size=1024,
+    intermediate_size=4096,
     num_layers=1,
     num_heads=32,
     num_kv_heads=8,
@@ -69,18 +69,17 @@ def copied(text: str, weights) -> list[str]:
 
 
 def describe(mesh):
-    """The weights, and what describes a region."""
+    """The model's shape on these devices, its weights, and what describes a region."""
     params = map_specs(lambda spec: jax.ShapeDtypeStruct(full_shape(LLAMA, spec), BF16), param_specs(LLAMA))
-    layouts = weight_shardings(LLAMA, params, mesh, BF16)
-    shapes = jax.eval_shape(functools.partial(_to_sampling, LLAMA, BF16), params)
-    weights = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, layouts)
-    return weights, functools.partial(region_shapes, LLAMA, mesh, dtype=BF16)
+    config = sampling_config(LLAMA, mesh)
+    weights = sampling_weights(config, params, mesh, BF16)
+    return config, weights, functools.partial(region_shapes, config, mesh, dtype=BF16)
 
 
-@pytest.mark.parametrize(("kind", "tensor"), [("v5e", 4), ("v5p", 1)])
+@pytest.mark.parametrize(("kind", "tensor"), [("v5e", 4), ("v5p", 1), ("v5e-16", 16)])
 def test_decoding_makes_no_copy_of_the_cache_nor_of_a_weight(kind, tensor):
     mesh = mesh_of(kind, tensor)
-    weights, region = describe(mesh)
+    config, weights, region = describe(mesh)
     prefix = region(blocks=1, rows=1, width=512, shared=True)
     prompts = region(blocks=2, rows=ENTRIES, width=256, attention="pallas")
     own = region(blocks=8, rows=SLOTS, width=128, attention="pallas")
@@ -95,7 +94,7 @@ def test_decoding_makes_no_copy_of_the_cache_nor_of_a_weight(kind, tensor):
     )
     with jax.set_mesh(mesh):
         compiled = programs.decode.lower(
-            LLAMA, weights, prefix, arg((), INT), prompts, own, slots, seats, arg((0,), INT), arg((4,), INT),
+            config, weights, prefix, arg((), INT), prompts, own, slots, seats, arg((0,), INT), arg((4,), INT),
             law=SamplingSettings(temperature=0.0, top_p=1.0, max_new_tokens=512).law(), steps=32, eos_ids=(1,),
             dtype=BF16,
         ).compile()  # fmt: skip
@@ -108,11 +107,11 @@ def test_decoding_makes_no_copy_of_the_cache_nor_of_a_weight(kind, tensor):
 
 def test_prefill_keeps_the_scores_to_the_kernel_and_the_region_in_its_place():
     mesh = mesh_of("v5e", 4)
-    weights, region = describe(mesh)
+    config, weights, region = describe(mesh)
     prefix = region(blocks=1, rows=1, width=512, shared=True)
     prompts = region(blocks=8, rows=ENTRIES, width=256, attention="pallas")
     arg = functools.partial(described, mesh)
-    config = dataclasses.replace(LLAMA, num_layers=2)  # the last needs one position alone, and so no kernel
+    config = dataclasses.replace(config, num_layers=2)  # the last needs one position alone, and so no kernel
     with jax.set_mesh(mesh):
         compiled = programs.prefill.lower(
             config, weights | {"layers": weights["layers"] * 2}, prefix * 2, arg((), INT), prompts * 2,

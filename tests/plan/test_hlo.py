@@ -153,6 +153,41 @@ ENTRY %main (a: f32[8,8]) -> f32[8,8] {
     assert [ops[n].results[0].fast for n in "asv"] == [False, False, True]
 
 
+@pytest.mark.parametrize(("source", "piece", "times"), [("", "S(1)", 1), ("", "", 2), ("S(1)", "", 1)])
+def test_a_piece_that_is_fetched_into_fast_memory_is_read_and_not_written(source, piece, times):
+    text = """
+ENTRY %main (a: f32[8,8]) -> f32[2,8] {
+  %a = f32[8,8]{1,0:SOURCE} parameter(0)
+  %i = s32[] parameter(1)
+  %p = ((f32[8,8]{1,0:SOURCE}), f32[2,8]{1,0:PIECE}, s32[]{:S(2)}) slice-start(%a), slice={[0:2], [0:8]}
+  %d = f32[2,8]{1,0:PIECE} slice-done(%p)
+  ROOT %q = f32[2,8]{1,0:PIECE} dynamic-slice(%a, %i, %i), dynamic_slice_sizes={2,8}
+}
+"""
+    assert costs(text.replace("SOURCE", source).replace("PIECE", piece)).bytes == 2 * times * 4 * 16
+
+
+def test_an_array_that_an_inner_fusion_gives_on_is_read_by_the_one_around_it():
+    text = """
+%inner (a: f32[8,16]) -> f32[16,8] {
+  %a = f32[8,16]{1,0} parameter(0)
+  ROOT %turned = f32[16,8]{0,1} bitcast(%a)
+}
+%outer (b: f32[8,16], x: f32[8]) -> f32[16] {
+  %b = f32[8,16]{1,0} parameter(0)
+  %x = f32[8]{0} parameter(1)
+  %f = f32[16,8]{0,1} fusion(%b), kind=kLoop, calls=%inner
+  ROOT %y = f32[16]{0} dot(%f, %x), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+ENTRY %main (w: f32[8,16], v: f32[8]) -> f32[16] {
+  %w = f32[8,16]{1,0} parameter(0)
+  %v = f32[8]{0} parameter(1)
+  ROOT %out = f32[16]{0} fusion(%w, %v), kind=kOutput, calls=%outer
+}
+"""
+    assert costs(text).bytes == 4 * (8 * 16 + 8 + 16)
+
+
 def test_the_pieces_of_one_collective_are_one():
     """A TPU's program has an asynchronous gather wherever a piece of it is waited for, in inner loops as well."""
     gather = "%gather.{0} = f32[8,8]{{1,0}} all-gather(%x), channel_id=7, replica_groups=[1,4]<=[4], dimensions={{0}}"

@@ -13,7 +13,7 @@ from selfreward_jax.plan.machines import parse
 from selfreward_jax.plan.shapes import Planned
 from tests import tiny
 
-MACHINE, MEANS = parse("v5e:2x2"), Means(100, 300, 150, 0.8)
+MACHINE, MEANS, LAYERS = parse("v5e:2x2"), Means(100, 300, 150, 0.8), 22
 SECONDS = {"matrix": 1.0, "hbm": 2.0, "ici": 0.5}
 
 
@@ -26,9 +26,9 @@ def result(name, tokens=0, texts=0, too_big=""):
 
 def results(**more):
     made = [
-        result("reshard"), result("prefill, answers", 1000), result("decode, answers", 100),
-        result("prefill, judgements", 1000), result("decode, judgements", 100), result("reference scores", 0, 32),
-        result("dpo gradients", 3000, 6), result("dpo sum"), result("dpo update"),
+        result("reshard, a layer"), result("reshard, embeddings"), result("prefill, answers", 1000),
+        result("decode, answers", 100), result("prefill, judgements", 1000), result("decode, judgements", 100),
+        result("reference scores", 0, 32), result("dpo gradients", 3000, 6), result("dpo sum"), result("dpo update"),
     ]  # fmt: skip
     return [more.get(r.planned.name.replace(" ", "_"), r) for r in made]
 
@@ -36,7 +36,7 @@ def results(**more):
 def parts_of(found, machine=MACHINE, **changes):
     changes = {"prompts.count": 100, "respond.n": 4, "judge.samples": 3, "dpo.batch_size": 16, **changes}
     config = load_config(tiny.BASE, [f"--config.{name}={value}" for name, value in changes.items()])
-    return {p.stage: p for p in iteration(config, found, MEANS, machine)}
+    return {p.stage: p for p in iteration(config, LAYERS, found, MEANS, machine)}
 
 
 def test_calls_are_those_of_the_run():
@@ -44,6 +44,7 @@ def test_calls_are_those_of_the_run():
     # 80 pairs in 5 steps of 16, each of six calls of 3 pairs: rows are not packed.
     assert parts["dpo"].calls == {"dpo gradients": 30, "dpo sum": 25, "dpo update": 5}
     assert parts["reference"].calls == {"reference scores": 5}
+    assert parts["reshard"].seconds == pytest.approx(23 * 2 / 0.8)
     assert parts["respond"].calls == {"prefill, answers": 10, "decode, answers": 1200}
     assert parts["judge"].calls == {"prefill, judgements": 160, "decode, judgements": 1800}
     assert parts["respond"].seconds == pytest.approx(1210 * 2 / 0.6)
@@ -68,7 +69,7 @@ def test_a_judge_that_samples_nothing_decodes_nothing():
 
 def test_what_is_refused_or_left_out_is_told():
     found = results(decode__answers=None, **{"decode,_judgements": result("decode, judgements", 0, 0, "too much")})
-    parts = parts_of([r for r in found if r.planned.name not in ("reshard", "reference scores")])
+    parts = parts_of([r for r in found if r.planned.name not in ("reshard, embeddings", "reference scores")])
     assert parts["judge"].seconds is None and parts["judge"].missing == "does not fit"
     assert parts["reference"].missing == parts["reshard"].missing == "not compiled"
     everything = total(list(parts.values()))

@@ -50,6 +50,23 @@ def test_the_cache_and_the_weights_beside_it_are_those_of_the_configuration():
     assert twice[1] - usual[1] == pytest.approx(4 * 8.03e9 / 16, rel=0.01)
 
 
+def test_more_devices_than_kv_heads_share_the_weights_and_each_has_the_cache_of_a_head():
+    mesh = {"mesh.data": 1, "mesh.fsdp": 16, "mesh.tensor": 1}
+    found = sampling(config(**mesh), LLAMA, parse("v5e:4x4"), LENGTHS)
+
+    def sizes(tensor):  # by rows of a replica
+        return {
+            c.changes["generation.slots"] * tensor / 16: c.bytes
+            for c in found
+            if c.changes["generation.tensor"] == tensor
+        }
+
+    eight, sixteen = sizes(8), sizes(16)
+    for rows in eight.keys() & sixteen.keys():
+        assert eight[rows] - sixteen[rows] == pytest.approx(2 * 8e9 * (1 / 8 - 1 / 16), rel=0.1)
+    assert eight.keys() & sixteen.keys()
+
+
 CANDIDATES = [Candidate({"mesh.fsdp": n % 3, "rows": n}, float(n), 100.0 - 5 * n) for n in range(12)]
 
 

@@ -9,7 +9,7 @@ import pytest
 from selfreward_jax.core.config import load_config
 from selfreward_jax.core.interrupt import Interrupt
 from selfreward_jax.core.losses import loss_settings
-from selfreward_jax.core.mesh import make_mesh, make_rules, mesh_over
+from selfreward_jax.core.mesh import bytes_on_device, make_mesh, make_rules, mesh_over
 from selfreward_jax.engine.generate import Engine
 from selfreward_jax.engine.run import STEPS_WITH_STOP
 from selfreward_jax.engine.sampling import SamplingSettings
@@ -18,7 +18,7 @@ from selfreward_jax.engine.score import score_batch
 from selfreward_jax.llama.load import load_model
 from selfreward_jax.plan.compiled import compile_planned
 from selfreward_jax.plan.machines import parse
-from selfreward_jax.plan.shapes import Lengths, Plans, bytes_on_device
+from selfreward_jax.plan.shapes import Lengths, Plans
 from selfreward_jax.stages.training import train_settings
 from selfreward_jax.stages.work import engine_settings
 from selfreward_jax.training import loop

@@ -78,8 +78,9 @@ def test_a_dpo_step_compiles_and_fits_with_room_to_spare(name, where):
 
 
 def test_what_is_too_big_is_a_result_with_its_largest_arrays(capsys):
-    words = [f"--config={ROOT}/configs/llama3_8b.py", "--topology=v5e:2x2", "--config.mesh.fsdp=4", "--stages=reshard"]
-    assert cli.main(["plan", *words, "--config.generation.tensor=1", "--config.model.dtype=float32"]) == 0
+    words = [f"--config={ROOT}/configs/llama3_70b.py", "--topology=v5e:2x2", "--config.mesh.fsdp=4", "--stages=reshard"]
+    assert cli.main(["plan", *words, "--config.mesh.tensor=1", "--config.generation.tensor=1"]) == 0
     shown = capsys.readouterr().out
-    assert "TOO BIG" in shown and "reshard does not fit: the program alone needs" in shown
-    assert "GiB  float32[4096,2,14336]" in shown  # a layer's half of the MLP, as sampling wants it
+    assert "TOO BIG" in shown and "reshard, a layer does not fit: the program alone needs" in shown
+    assert "GiB  bfloat16[8192,2,28672]" in shown  # a layer's half of the MLP, as sampling wants it
+    assert "reshard, embeddings does not fit: needs" in shown
