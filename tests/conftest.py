@@ -27,7 +27,25 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # in a worker it is: that of 
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
+from pathlib import Path
+
 import pytest
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory) -> Path:
+    """A tiny model and data for it, made once for all workers. Only to be read."""
+    from tests import tiny
+
+    return tiny.shared_data(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> Path:
+    """A whole run of it. Only to be read."""
+    from tests import tiny
+
+    return tiny.shared_run(tmp_path_factory.getbasetemp())
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

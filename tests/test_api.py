@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -18,11 +17,6 @@ from tests import tiny
 
 QUESTION = [{"role": "user", "content": "What is it?"}]
 JUST_LIKE_THE_RUN = {"learning_rate": 1e-2, "final_learning_rate": 1e-3, "dropout": 0.0}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return tiny.shared_data(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture(scope="module")

@@ -16,17 +16,6 @@ READ = {"judge.method": "expected", "judge.rationale": "False"}  # a tiny judge 
 COMPLETED = {"judge.method": "completion"}
 
 
-@pytest.fixture(scope="session")
-def data(tmp_path_factory) -> Path:
-    return tiny.shared_data(tmp_path_factory.getbasetemp())
-
-
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory) -> Path:
-    """Only to be read."""
-    return tiny.shared_run(tmp_path_factory.getbasetemp())
-
-
 @pytest.fixture
 def files(tmp_path) -> dict[str, str]:
     """Prompts and two files of answers, of which the second is the longer one throughout and once the same."""

@@ -18,12 +18,6 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
-    """Only to be read."""
-    return tiny.shared_run(tmp_path_factory.getbasetemp())
-
-
-@pytest.fixture(scope="module")
 def facts(finished) -> RunFacts:
     return collect(epath.Path(finished), samples=50)
 

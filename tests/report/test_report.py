@@ -1,24 +1,12 @@
 """`selfreward report`, and the report at the end of a run."""
 
 import shutil
-from pathlib import Path
 
 import pytest
 
 from selfreward_jax import cli
 from selfreward_jax.report import make
 from tests import tiny
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return tiny.shared_data(tmp_path_factory.getbasetemp())
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
-    """Only to be read."""
-    return tiny.shared_run(tmp_path_factory.getbasetemp())
 
 
 @pytest.mark.slow

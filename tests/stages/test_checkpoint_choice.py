@@ -1,7 +1,6 @@
 """The checkpoint that is best on held-out rows is the stage's model, and it is on record why."""
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -19,11 +18,6 @@ CHANGES = {
     "checkpoint.keep_best": 2,
     "log.tensorboard": False,
 }
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return tiny.shared_data(tmp_path_factory.getbasetemp())
 
 
 def test_the_best_checkpoint_is_the_model_and_on_record(data, tmp_path, capsys):

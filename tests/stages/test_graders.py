@@ -25,11 +25,6 @@ def answers(*texts):
     return [Prompt("p", messages, "given")], [Response(t, "p", n, (), t, "end", 0.0) for n, t in enumerate(texts)]
 
 
-@pytest.fixture
-def data(tmp_path_factory):
-    return tiny.shared_data(tmp_path_factory.getbasetemp())
-
-
 def test_a_function_judges_each_answer_once_and_its_rows_are_kept(data, tmp_path):
     desk = Desk(epath.Path(tmp_path / "desk"), tiny.make_config(data, FUNCTION))
     ref = ModelRef(str(data / "model"), "weights")

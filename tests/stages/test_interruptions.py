@@ -43,17 +43,6 @@ KILLS = {
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return tiny.shared_data(tmp_path_factory.getbasetemp())
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
-    """A run by the tests' own process. Only to be read."""
-    return tiny.shared_run(tmp_path_factory.getbasetemp())
-
-
-@pytest.fixture(scope="module")
 def cache(tmp_path_factory) -> Path:
     """Compiled programs, so that a process that goes on is quick."""
     return tmp_path_factory.mktemp("programs")

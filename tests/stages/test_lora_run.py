@@ -35,11 +35,6 @@ SETTINGS = LoraSettings(4, 8.0, ("q", "v", "o", "down"))
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return tiny.shared_data(tmp_path_factory.getbasetemp())
-
-
-@pytest.fixture(scope="module")
 def pairs(tmp_path_factory) -> Path:
     """Pairs of another run. What they prefer doesn't matter here."""
     return tiny.shared_run(tmp_path_factory.getbasetemp()) / "m2" / "pairs.jsonl"

@@ -35,17 +35,6 @@ NOT_IN_THE_MANIFEST = {
 
 
 @pytest.fixture(scope="session")
-def data(tmp_path_factory) -> Path:
-    return tiny.shared_data(tmp_path_factory.getbasetemp())
-
-
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory) -> Path:
-    """Only to be read."""
-    return tiny.shared_run(tmp_path_factory.getbasetemp())
-
-
-@pytest.fixture(scope="session")
 def chat(data) -> Chat:
     return load_chat(str(data / "model"))[1]
 

@@ -27,17 +27,6 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return tiny.shared_data(tmp_path_factory.getbasetemp())
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
-    """Whose M1 judges. Only to be read."""
-    return tiny.shared_run(tmp_path_factory.getbasetemp())
-
-
-@pytest.fixture(scope="module")
 def changes(data, finished) -> dict:
     """Checkpoints after 3, 6 and 8 steps, and a judge that reads its verdicts from its distribution."""
     return {

@@ -70,11 +70,6 @@ def cache(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return tiny.shared_data(tmp_path_factory.getbasetemp())
-
-
-@pytest.fixture(scope="module")
 def uninterrupted(data, cache, tmp_path_factory) -> Path:
     """M1 by two processes. Only to be read."""
     run = tmp_path_factory.mktemp("pod") / "run"
