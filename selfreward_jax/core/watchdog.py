@@ -44,13 +44,14 @@ class _Watch:
     def leave(self) -> None:
         """Returns when all others are done as well; until then the thread looks whether one is lost."""
         self.done.set()
+        with contextlib.suppress(Exception):  # the thread meets it too, and ends this process
+            self.tell(_DONE)
         while not self.ended.is_set():
-            with contextlib.suppress(Exception):  # the thread meets it too, and ends this process
-                self.tell(_DONE)
+            with contextlib.suppress(Exception):
                 said = self.hear()
                 if len(said) == self.count - 1 and all(word == _DONE for word in said.values()):
                     break
-            time.sleep(0.05)
+            time.sleep(0.2)
         self.end()
         self.tell(_DONE)  # again: the thread's last beat may have come after it
 
