@@ -60,7 +60,7 @@ def main() -> None:
 
     import jax
 
-    from selfreward_jax.llama import hf
+    from selfreward_jax.llama import hf_save
     from selfreward_jax.llama.load import load_chat
     from selfreward_jax.llama.params import init_params
 
@@ -69,7 +69,7 @@ def main() -> None:
         config, hidden_size=64, intermediate_size=128, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=16
     )
     with tempfile.TemporaryDirectory() as folder:
-        hf.save_pretrained(Path(folder) / "model", config, init_params(config, jax.random.key(0)), chat.tokenizer)
+        hf_save.save_pretrained(Path(folder) / "model", config, init_params(config, jax.random.key(0)), chat.tokenizer)
         print(f"{'prompts':>8}{'answers':>9}{'before, MiB':>12}{'after the engine':>20}{'after the stage':>18}")
         for count in flags.counts.split(","):
             words = [sys.executable, __file__, "--one", f"{folder}/model", f"{folder}/run{count}", count]

@@ -25,7 +25,7 @@ from selfreward_jax.engine.score import implicit_reward, score_in_order
 from selfreward_jax.evals.judge_eval import judged_of
 from selfreward_jax.evals.judge_metrics import judge_metrics as measure_judge
 from selfreward_jax.evals.judge_metrics import to_json
-from selfreward_jax.llama import hf
+from selfreward_jax.llama import hf_save
 from selfreward_jax.llama.load import Model, load_model
 from selfreward_jax.llama.lora import LoraSettings
 from selfreward_jax.llama.peft import save_adapter
@@ -378,7 +378,7 @@ def export(model: Model, folder: str, *, dtype: str | None = None, adapter_only:
     try:
         if adapter_only and model.adapter:
             return save_adapter(folder, model.config, model.adapter)
-        hf.save_pretrained(
+        hf_save.save_pretrained(
             epath.Path(folder),
             model.config,
             model.params,

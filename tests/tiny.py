@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from selfreward_jax import cli
 from selfreward_jax.core.config import load_config
-from selfreward_jax.llama import hf
+from selfreward_jax.llama import hf_save
 from selfreward_jax.llama.config import LlamaConfig
 from selfreward_jax.llama.params import init_params
 from tests.core.small_tokenizers import chatml
@@ -78,7 +78,7 @@ def make_model(folder: Path, *, seed: int = 0, tokenizer: Any = None, **fields: 
         "eos_token_ids": (tokenizer.eos_token_id,),
     }
     config = LlamaConfig(**shape | fields)
-    hf.save_pretrained(folder, config, init_params(config, jax.random.key(seed), scale=0.1), tokenizer)
+    hf_save.save_pretrained(folder, config, init_params(config, jax.random.key(seed), scale=0.1), tokenizer)
     return folder
 
 

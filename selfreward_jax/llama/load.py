@@ -23,7 +23,7 @@ from selfreward_jax.core.hosts import is_writer
 from selfreward_jax.core.mesh import RULES, Rules, make_mesh
 from selfreward_jax.core.store import write_atomic
 from selfreward_jax.core.tokens import Chat
-from selfreward_jax.llama import gguf, hf, peft
+from selfreward_jax.llama import gguf, hf, hf_save, peft
 from selfreward_jax.llama.checksum import params_hash
 from selfreward_jax.llama.config import LlamaConfig, config_to_json
 from selfreward_jax.llama.lora import Adapter, merge
@@ -243,5 +243,5 @@ def save_model_files(folder: epath.Path, model: Model, facts: dict) -> None:
     dtype = str(jax.tree.leaves(model.params)[0].dtype)
     write_atomic(folder / "config.json", config_to_json(model.config, dtype))
     if is_writer():
-        hf.write_tokenizer(folder, model.chat.tokenizer)
+        hf_save.write_tokenizer(folder, model.chat.tokenizer)
     write_atomic(folder / MODEL_FILE, json.dumps(facts, indent=2) + "\n")

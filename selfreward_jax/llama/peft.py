@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.mesh import RULES, Rules
-from selfreward_jax.llama import hf
+from selfreward_jax.llama import hf, hf_save
 from selfreward_jax.llama.config import LlamaConfig
 from selfreward_jax.llama.lora import Adapter, LoraSettings, lora_specs
 from selfreward_jax.llama.params import PROJECTIONS, param_specs, shardings
@@ -128,21 +128,21 @@ def save_adapter(folder: epath.PathLike, config: LlamaConfig, adapter: Adapter) 
       UserError: `folder` exists.
     """
     target = epath.Path(folder)
-    hf.refuse_existing(target)
-    hf.wait_for_all(f"save_adapter {target}: start")
+    hf_save.refuse_existing(target)
+    hf_save.wait_for_all(f"save_adapter {target}: start")
     specs = lora_specs(config, adapter.settings)
     tensors = [
-        hf.export_of(specs[name][side], adapter.params[name][side], None, layer)
+        hf_save.export_of(specs[name][side], adapter.params[name][side], None, layer)
         for layer in range(config.num_layers)
         for name in specs
         for side in ("a", "b")
     ]
     arrays = {tensor.name: tensor.to_host() for tensor in tensors}  # all processes: gathering is collective
     if jax.process_index() == 0:
-        with hf.whole_folder(target) as work:
-            hf.write_safetensors(work / WEIGHTS, arrays)
-            hf.write_json(work / CONFIG, _to_peft(config, adapter))
-    hf.wait_for_all(f"save_adapter {target}: end")
+        with hf_save.whole_folder(target) as work:
+            hf_save.write_safetensors(work / WEIGHTS, arrays)
+            hf_save.write_json(work / CONFIG, _to_peft(config, adapter))
+    hf_save.wait_for_all(f"save_adapter {target}: end")
 
 
 def _to_peft(config: LlamaConfig, adapter: Adapter) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from selfreward_jax.core.config import differences
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.rows import Row, to_line
 from selfreward_jax.core.store import write_atomic
-from selfreward_jax.llama import hf
+from selfreward_jax.llama import hf_save
 from selfreward_jax.llama.config import LlamaConfig
 from selfreward_jax.llama.params import init_params
 from selfreward_jax.methods.self_instruct import few_shot_list
@@ -142,7 +142,7 @@ def make_model(folder: epath.Path, settings: WorldSettings, seed: int) -> None:
         bos_token_id=None,
         eos_token_ids=(tokenizer.vocab["<|end|>"],),
     )
-    hf.save_pretrained(folder, config, init_params(config, jax.random.key(seed), scale=0.02), tokenizer)
+    hf_save.save_pretrained(folder, config, init_params(config, jax.random.key(seed), scale=0.02), tokenizer)
 
 
 def make_tokenizer():

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import safetensors.numpy
 
-from selfreward_jax.llama import gguf, hf
+from selfreward_jax.llama import gguf, hf_save
 from selfreward_jax.llama.config import config_from_hf
 from selfreward_jax.llama.params import is_spec, param_specs
 
@@ -148,7 +148,7 @@ def main() -> None:
             return
         config = gguf.read_config(path)
         target = Path(folder) / "smollm"
-        hf.save_pretrained(target, config, gguf.load_params(path, config), None)
+        hf_save.save_pretrained(target, config, gguf.load_params(path, config), None)
         tokens = smollm_tokens(gguf.load_tokenizer(path))
         logits = transformers_logits(target, tokens)[SMOLLM_POSITIONS, ::SMOLLM_VOCABULARY_STEP]
         np.savez_compressed(GOLDEN / "smollm2.npz", tokens=tokens.astype(np.int32), logits=logits)

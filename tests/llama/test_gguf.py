@@ -13,7 +13,7 @@ from gguf.quants import quantize
 from tokenizers import pre_tokenizers
 
 from selfreward_jax.core.errors import UserError
-from selfreward_jax.llama import gguf, hf
+from selfreward_jax.llama import gguf, hf, hf_save
 from selfreward_jax.llama.config import LlamaConfig, RopeConfig, config_from_hf
 from selfreward_jax.llama.model import rope_frequencies
 from tests.llama.make_golden import BASE, random_weights, smollm_gguf, write_model
@@ -445,7 +445,7 @@ def test_smollm_tokenizer_survives_export(smollm, tmp_path):
     path, tokenizer = smollm
     folder = write_model(tmp_path / "small", SMALL)
     config = hf.read_config(folder)
-    hf.save_pretrained(tmp_path / "out", config, hf.load_params(folder, config), tokenizer)
+    hf_save.save_pretrained(tmp_path / "out", config, hf.load_params(folder, config), tokenizer)
     again = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     chat = [{"role": "user", "content": "What is 7 x 6?"}]
     for text in TEXTS:

@@ -17,8 +17,8 @@ import safetensors.numpy
 from etils import epath
 
 from selfreward_jax.core.errors import UserError
-from selfreward_jax.llama import hf
-from selfreward_jax.llama.config import config_from_hf
+from selfreward_jax.llama import hf, hf_save
+from selfreward_jax.llama.config import config_from_hf, config_to_json
 from selfreward_jax.llama.params import is_spec, param_specs
 from tests.llama.make_golden import BASE, VARIANTS, random_weights, write_model
 
@@ -64,7 +64,7 @@ def test_import_export_import_is_bit_exact(variant, dtype, tmp_path):
     rewrite(tmp_path / "one", lambda weights: weights.update({k: v.astype(dtype) for k, v in weights.items()}))
     params = load(tmp_path / "one")
     assert params["layers"]["q"].dtype == dtype
-    hf.save_pretrained(tmp_path / "two", hf.read_config(tmp_path / "one"), params, None, max_shard_bytes=50_000)
+    hf_save.save_pretrained(tmp_path / "two", hf.read_config(tmp_path / "one"), params, None, max_shard_bytes=50_000)
 
     assert hf.read_config(tmp_path / "two") == hf.read_config(tmp_path / "one")
     assert_bits_equal(load(tmp_path / "two"), params)
@@ -77,12 +77,12 @@ def test_import_export_import_is_bit_exact(variant, dtype, tmp_path):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_config_survives_export(name):
     config = config_from_hf(VARIANTS[name])
-    assert config_from_hf(json.loads(hf.config_to_json(config, "float32"))) == config
+    assert config_from_hf(json.loads(config_to_json(config, "float32"))) == config
 
 
 def test_storage_dtype_can_be_chosen_on_both_ways(folder, tmp_path):
     config, params = hf.read_config(folder), load(folder)
-    hf.save_pretrained(tmp_path / "half", config, params, None, dtype="bfloat16")
+    hf_save.save_pretrained(tmp_path / "half", config, params, None, dtype="bfloat16")
     assert json.loads((tmp_path / "half" / hf.CONFIG).read_text())["dtype"] == "bfloat16"
     rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
     assert_bits_equal(load(tmp_path / "half"), rounded)
@@ -93,7 +93,7 @@ def test_storage_dtype_can_be_chosen_on_both_ways(folder, tmp_path):
 def test_a_tied_model_has_no_head(tmp_path):
     write_model(tmp_path / "one", VARIANTS["tied"])
     params = load(tmp_path / "one")
-    hf.save_pretrained(tmp_path / "two", hf.read_config(tmp_path / "one"), params, None)
+    hf_save.save_pretrained(tmp_path / "two", hf.read_config(tmp_path / "one"), params, None)
     assert "head" not in params
     assert "lm_head.weight" not in read_file(tmp_path / "two" / hf.WEIGHTS)
 
@@ -158,7 +158,7 @@ def test_a_slice_of_a_parameter_reads_only_that_slice_of_the_file(variant):
 SHARDED = """
 import sys, jax, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P, Mesh
-from selfreward_jax.llama import hf
+from selfreward_jax.llama import hf, hf_save
 from selfreward_jax.llama.params import full_axes, is_spec, param_specs
 jax.config.update("jax_platforms", "cpu")
 mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ("fsdp", "tensor"))
@@ -171,7 +171,7 @@ params, plain = hf.load_params(folder, config, shardings=shardings), hf.load_par
 jax.tree.map(np.testing.assert_array_equal, params, plain)
 assert jax.tree.all(jax.tree.map(lambda array, sharding: array.sharding == sharding, params, shardings))
 assert params["layers"]["q"].addressable_shards[0].data.shape == (2, 16, 2, 16)
-hf.save_pretrained(target, config, params, None)
+hf_save.save_pretrained(target, config, params, None)
 """
 
 
@@ -190,7 +190,7 @@ def test_each_device_gets_its_slice_and_export_gathers_them(folder, tmp_path):
 def test_export_is_cut_into_shards_with_an_index(folder, tmp_path):
     config, params = hf.read_config(folder), load(folder)
     limit = 40_000
-    hf.save_pretrained(tmp_path / "out", config, params, None, max_shard_bytes=limit)
+    hf_save.save_pretrained(tmp_path / "out", config, params, None, max_shard_bytes=limit)
     index = json.loads((tmp_path / "out" / hf.INDEX).read_text())
     files = sorted(path.name for path in (tmp_path / "out").glob("*.safetensors"))
     assert files == [f"model-{i:05d}-of-{len(files):05d}.safetensors" for i in range(1, len(files) + 1)]
@@ -210,7 +210,7 @@ def test_export_is_cut_into_shards_with_an_index(folder, tmp_path):
 
 def test_export_writes_sampling_defaults_and_provenance(folder, tmp_path):
     config = dataclasses.replace(hf.read_config(folder), eos_token_ids=(2, 7), pad_token_id=0)
-    hf.save_pretrained(epath.Path(tmp_path / "out"), config, load(folder), None, provenance={"run": "m2"})
+    hf_save.save_pretrained(epath.Path(tmp_path / "out"), config, load(folder), None, provenance={"run": "m2"})
     generation = json.loads((tmp_path / "out" / hf.GENERATION_CONFIG).read_text())
     assert generation == {
         "bos_token_id": 1,
@@ -220,14 +220,14 @@ def test_export_writes_sampling_defaults_and_provenance(folder, tmp_path):
         "temperature": 0.7,
         "top_p": 0.9,
     }
-    assert json.loads((tmp_path / "out" / hf.PROVENANCE).read_text()) == {"run": "m2"}
+    assert json.loads((tmp_path / "out" / hf_save.PROVENANCE).read_text()) == {"run": "m2"}
     assert sorted(os.listdir(tmp_path)) == ["model", "out"]
 
 
 def test_export_refuses_an_existing_folder(folder, tmp_path):
     (tmp_path / "out").mkdir()
     with pytest.raises(UserError, match="out: exists; choose another folder or remove it"):
-        hf.save_pretrained(tmp_path / "out", hf.read_config(folder), load(folder), None)
+        hf_save.save_pretrained(tmp_path / "out", hf.read_config(folder), load(folder), None)
 
 
 class FailingTokenizer:
@@ -238,12 +238,12 @@ class FailingTokenizer:
 def test_a_failed_export_leaves_nothing_and_a_killed_one_is_replaced(folder, tmp_path):
     config, params = hf.read_config(folder), load(folder)
     with pytest.raises(OSError, match="disk full"):
-        hf.save_pretrained(tmp_path / "out", config, params, FailingTokenizer())
+        hf_save.save_pretrained(tmp_path / "out", config, params, FailingTokenizer())
     assert os.listdir(tmp_path) == ["model"]
 
     (tmp_path / "out.partial").mkdir()
     (tmp_path / "out.partial" / "model-00001-of-00009.safetensors").write_text("half a shard")
-    hf.save_pretrained(tmp_path / "out", config, params, None)
+    hf_save.save_pretrained(tmp_path / "out", config, params, None)
     assert sorted(os.listdir(tmp_path)) == ["model", "out"]
     assert "model-00001-of-00009.safetensors" not in os.listdir(tmp_path / "out")
 
@@ -252,7 +252,7 @@ def test_a_remote_folder_is_written_directly_and_read_through_local_copies(folde
     """No object store here: a local folder takes its place."""
     monkeypatch.setattr(hf, "is_remote", lambda path: True)
     params = load(folder)
-    hf.save_pretrained(tmp_path / "out", hf.read_config(folder), params, None, max_shard_bytes=40_000)
+    hf_save.save_pretrained(tmp_path / "out", hf.read_config(folder), params, None, max_shard_bytes=40_000)
     assert_bits_equal(load(tmp_path / "out"), params)
 
 
@@ -268,7 +268,7 @@ def test_transformers_opens_the_exported_tokenizer(folder, tmp_path):
         eos_token="</s>",
         chat_template="{% for m in messages %}<s>{{ m.content }}</s>{% endfor %}",
     )
-    hf.save_pretrained(tmp_path / "out", hf.read_config(folder), load(folder), tokenizer)
+    hf_save.save_pretrained(tmp_path / "out", hf.read_config(folder), load(folder), tokenizer)
     again = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     chat = [{"role": "user", "content": "abba"}, {"role": "assistant", "content": "a cab"}]
     assert again("<s>head bed</s>").input_ids == tokenizer("<s>head bed</s>").input_ids

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from selfreward_jax.llama import gguf, hf
+from selfreward_jax.llama import gguf, hf, hf_save
 from selfreward_jax.llama.model import forward
 from tests.llama.make_golden import (
     GOLDEN,
@@ -58,7 +58,7 @@ def test_random_model_has_the_logits_of_transformers(name, tmp_path):
     theirs = transformers_logits(original, tokens)
     assert_same(our_logits(config, params, tokens), theirs)
 
-    hf.save_pretrained(tmp_path / "exported", config, params, None)
+    hf_save.save_pretrained(tmp_path / "exported", config, params, None)
     np.testing.assert_array_equal(transformers_logits(tmp_path / "exported", tokens), theirs)
 
 
@@ -88,7 +88,7 @@ def test_smollm_has_the_golden_logits(smollm):
 @pytest.mark.slow
 def test_smollm_has_the_logits_of_transformers_after_256_tokens(smollm, smollm_chat, tmp_path):
     pytest.importorskip("torch")
-    hf.save_pretrained(tmp_path / "exported", *smollm, None)
+    hf_save.save_pretrained(tmp_path / "exported", *smollm, None)
     ours = our_logits(*smollm, smollm_chat)
     theirs = transformers_logits(tmp_path / "exported", smollm_chat)
     assert_same(ours[255:], theirs[255:])
