@@ -11,7 +11,9 @@ import jax
 
 from selfreward_jax.core.mesh import bytes_on_device
 from selfreward_jax.engine.compiling import compiled_anew
-from selfreward_jax.plan.hlo import Array, Collective, costs
+from selfreward_jax.plan.collectives import Collective
+from selfreward_jax.plan.costs import costs
+from selfreward_jax.plan.hlo import Array
 from selfreward_jax.plan.machines import Machine
 from selfreward_jax.plan.shapes import Planned
 from selfreward_jax.plan.values import largest_arguments, largest_values

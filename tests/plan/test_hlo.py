@@ -9,7 +9,10 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from selfreward_jax.plan.hlo import Program, _convolution_flops, _group, costs
+from selfreward_jax.plan.collectives import group_of
+from selfreward_jax.plan.costs import costs
+from selfreward_jax.plan.flops import convolution_flops
+from selfreward_jax.plan.hlo import Program
 
 L, N, D, F = 7, 32, 16, 48
 
@@ -111,7 +114,7 @@ def test_collectives_are_those_of_the_layers(fsdp, tensor):
     ],
 )
 def test_groups_are_read_in_all_spellings(written, group):
-    assert _group(written) == group
+    assert group_of(written) == group
 
 
 def test_what_is_sent_around_a_ring():
@@ -245,7 +248,7 @@ def test_convolutions_count_what_lies_inside_of_their_input():
         )
         program = Program(text)
         expected = 2.0 * 5 * 7 * 3 * naive(left, right, out, stride, low, dilate)
-        assert _convolution_flops(program, "main", program.computations["main"]["c"]) == expected
+        assert convolution_flops(program, "main", program.computations["main"]["c"]) == expected
 
 
 def test_a_windows_axes_go_by_their_numbers_in_whatever_order_they_stand():

@@ -14,7 +14,8 @@ from selfreward_jax.core.config import load_config
 from selfreward_jax.core.mesh import mesh_over, mesh_sizes
 from selfreward_jax.llama.known import shape_of
 from selfreward_jax.plan.compiled import Result, compile_planned
-from selfreward_jax.plan.hlo import Program, costs
+from selfreward_jax.plan.costs import costs
+from selfreward_jax.plan.hlo import Program
 from selfreward_jax.plan.machines import parse
 from selfreward_jax.plan.shapes import Lengths, Plans
 from selfreward_jax.plan.target import devices_of
