@@ -79,14 +79,16 @@ def config(path: str = "", **fields: Any) -> ConfigDict:
     return made
 
 
-def load(path: str, *, adapter: str = "", dtype: str = "float32", chat_template: str = "") -> Model:
+def load(path: str, *, adapter: str = "", dtype: str = "float32", chat_template: str = "", date: str = "") -> Model:
     """A model from a Hugging Face folder, a .gguf file, a run's model (`runs/x/m2`) or `package:NAME`.
 
     Args:
       adapter: a folder with a LoRA adapter in PEFT's format, merged into the weights.
+      chat_template: "" for the model's own, the name of one of several, "plain", or a Jinja file.
+      date: what a template that asks for today's date is told, YYYY-MM-DD; "": that of the run, or 2024-07-26.
     """
     keep_compiled_programs()
-    return load_model(path, dtype=dtype, adapter=adapter, chat_template=chat_template)
+    return load_model(path, dtype=dtype, adapter=adapter, chat_template=chat_template, date=date)
 
 
 def _prompts(prompts: Sequence[Any]) -> list[Prompt]:
@@ -211,7 +213,8 @@ def score(
 
 
 def _example(model: Model, prompt: Any, response: str) -> Example:
-    return Example(tuple(model.chat.prompt_ids(as_messages(prompt))), tuple(model.chat.response_ids(response)))
+    prompt_ids, response_ids = model.chat.answer_ids(as_messages(prompt), response)
+    return Example(tuple(prompt_ids), tuple(response_ids))
 
 
 def judge_metrics(rows: Sequence[Mapping[str, Any]], *, seed: int = 0) -> Row:

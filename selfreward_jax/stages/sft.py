@@ -59,5 +59,5 @@ def seed_rows(run: Run) -> tuple[list[TrainRow], dict[tuple[int, ...], Messages]
 
 
 def tokenise(run: Run, demonstration: Demonstration) -> Example:
-    chat = run.chat
-    return Example(tuple(chat.prompt_ids(demonstration.messages)), tuple(chat.response_ids(demonstration.response)))
+    prompt_ids, response_ids = run.chat.answer_ids(demonstration.messages, demonstration.response)
+    return Example(tuple(prompt_ids), tuple(response_ids))

@@ -40,6 +40,7 @@ def given_pair(row: Mapping[str, Any], chat: Chat) -> Pair:
         return from_dict(Pair, dict(row))
     prompt = as_messages(row["prompt"])
     chosen, rejected = (_answer_text(row[side], side) for side in SIDES)
+    prompt_ids, (chosen_ids, rejected_ids) = chat.answers_ids(prompt, (chosen, rejected))
     high, low = (float(row.get(f"score_{side}", 0)) for side in SIDES)
     return Pair(
         id=content_id(prompt, chosen, rejected),
@@ -50,9 +51,9 @@ def given_pair(row: Mapping[str, Any], chat: Chat) -> Pair:
         score_chosen=high,
         score_rejected=low,
         margin=high - low,
-        prompt_token_ids=tuple(chat.prompt_ids(prompt)),
-        chosen_token_ids=tuple(chat.response_ids(chosen)),
-        rejected_token_ids=tuple(chat.response_ids(rejected)),
+        prompt_token_ids=tuple(prompt_ids),
+        chosen_token_ids=tuple(chosen_ids),
+        rejected_token_ids=tuple(rejected_ids),
         provenance={},
         weight=float(row.get("weight", 1)),
     )
