@@ -63,9 +63,9 @@ def _find_stop(chat: Chat, ids: Sequence[int], settings: SamplingSettings, befor
     for n in range(before + 1, len(ids) + 1):
         tail = chat.decode(ids[start:n])
         # Some decoders break a whole run of bytes that is cut within a character.
-        if any(text in tail for text in stop) or tail.startswith(4 * _BROKEN):
-            if end := _stop_at(chat, ids[:n], stop, least):
-                return end
+        doubt = any(text in tail for text in stop) or tail.startswith(4 * _BROKEN)
+        if doubt and (end := _stop_at(chat, ids[:n], stop, least)):
+            return end
     return None
 
 

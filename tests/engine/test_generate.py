@@ -308,7 +308,8 @@ def test_a_sample_ends_where_a_loop_over_its_tokens_would_end_it(model, monkeypa
     before = engine.counters["gen/tokens"]
     found = run(engine, PLAIN, settings=settings)
     for key, c in found.items():
-        end = naive_end(model.chat, free[key].token_ids, settings)
+        end = naive_end(model.chat, list(free[key].token_ids), settings)
+        assert end
         assert (c.stop_reason, c.drawn, c.rest) == (end.reason, end.drawn, end.rest)
         assert c.token_ids == free[key].token_ids[: end.kept] and c.text == model.chat.decode(c.token_ids)
         logp = naive_logp(model.config, model.params, c.request.prompt_ids, c.token_ids) if c.token_ids else 0.0
