@@ -83,7 +83,8 @@ def _far_enough(chat: Chat, ids: Sequence[int], before: int, longest: int) -> in
 def _stop_at(chat: Chat, ids: Sequence[int], stop: Sequence[str], least: int) -> End | None:
     """The first stop string in the text of `ids` with at least `least` whole tokens before it."""
     text = chat.decode(ids)
-    for at in (at for at in range(len(text)) if text.startswith(tuple(stop), at)):
+    first = len(chat.decode(ids[:least]).rstrip(_BROKEN))  # no text of more tokens is shorter
+    for at in (at for at in range(first, len(text)) if text.startswith(tuple(stop), at)):
         for kept in range(len(ids) - 1, least - 1, -1):
             own = chat.decode(ids[:kept])
             if len(own) <= at and text.startswith(own):
