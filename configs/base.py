@@ -92,7 +92,7 @@ def get_config() -> ConfigDict:
     c.respond.min_p = 0.0
     c.respond.max_new_tokens = 1024  # not stated in the paper
     c.respond.min_new_tokens = 0  # no answer ends before so many tokens
-    c.respond.stop = ()  # texts that end an answer, beside the model's end tokens
+    c.respond.stop = ()  # texts that end an answer, beside the model's end tokens; learnt as an end of turn
     c.respond.truncated = "drop"  # an answer cut by the limit: "drop" or "keep" it (not stated in the paper)
 
     c.judge = ConfigDict()

@@ -186,7 +186,7 @@ def _sample(
         key = f"{purpose}\0{engine.model.hash}"
         for made in engine.run(requests, samples, settings, seed=seed, purpose=key, reading=reading):
             found.append(made)
-            progress.advance(1, len(made.token_ids))
+            progress.advance(1, made.drawn)
     return sorted(found, key=lambda c: (place[c.request.id], c.index))
 
 

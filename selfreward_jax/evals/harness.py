@@ -206,9 +206,9 @@ class SelfRewardLM(TemplateLM):
                 asked = [Request(str(n), self._context(requests[n].args[0], settings.max_new_tokens)) for n in numbers]
                 for made in self.engine.run(asked, 1, settings, seed=self.seed, purpose=f"lm-eval\0{self.model.hash}"):
                     number = int(made.request.id)
-                    found[number] = self._text(made.token_ids, made.text, settings.stop)
+                    found[number] = self._text(made.token_ids, made.up_to_stop, settings.stop)
                     self.cache_hook.add_partial("generate_until", requests[number].args, found[number])
-                    progress.advance(1, len(made.token_ids))
+                    progress.advance(1, made.drawn)
                     self.interrupt.check()
         return [found[n] for n in range(len(requests))]
 

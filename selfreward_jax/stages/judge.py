@@ -167,8 +167,18 @@ def judgement_row(model_hash: str, method: str, x: Completion) -> Judgement:
     """A judgement from its sample; its text ends in the score, however that came about."""
     if x.read is None:
         id = content_id(model_hash, x.request.id, x.index, x.text)
-        return Judgement(id, x.request.id, x.index, x.text, parse_score(x.text), x.stop_reason)
+        return Judgement(id, x.request.id, x.index, x.text, sampled_score(x), x.stop_reason)
     return read_row(model_hash, method, x.request.id, x.index, x.text, x.stop_reason, x.read)
+
+
+def sampled_score(x: Completion) -> float | None:
+    """The score that a sampled judgement gives.
+
+    None too where the limit cut it within the line of its score: `Score: 1` may have become 10, or 1 out of 10.
+    """
+    score = parse_score(x.text)
+    whole_lines = x.text[: x.text.rfind("\n") + 1]
+    return None if x.stop_reason == "length" and parse_score(whole_lines) != score else score
 
 
 def read_row(
