@@ -97,7 +97,7 @@ def get_config() -> ConfigDict:
 
     c.judge = ConfigDict()
     c.judge.template = ""  # "": the package's additive five points; or a text file with {{prompt}} and
-    # {{response}}, each once, that asks for a last line `Score: n` from 0 to 5
+    # {{response}}, each once, that asks for a last line `Score: n` from 0 to 5, or declares {{scale: 1-10}}
     c.judge.by = "current"  # "current": M_t judges its own answers (paper); "m0", "m1": that one all
     c.judge.method = "sampled"  # how a score comes about:
     # "sampled": read from the judgement's text (paper); "completion": the model writes its reasons, then the most

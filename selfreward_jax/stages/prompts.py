@@ -16,9 +16,9 @@ from selfreward_jax.methods.self_instruct import (
     first_item,
     pick_demonstrations,
 )
+from selfreward_jax.methods.template_files import packaged, read_text
 from selfreward_jax.stages.run import ModelRef, Run
 from selfreward_jax.stages.sampling import sampling_settings
-from selfreward_jax.stages.templates import packaged, read_text
 
 
 def create_prompts(run: Run, t: int, model: ModelRef) -> list[Prompt]:

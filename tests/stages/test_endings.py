@@ -6,6 +6,7 @@ from selfreward_jax.core.rows import Judgement, Prompt, Response
 from selfreward_jax.core.tokens import Chat
 from selfreward_jax.engine.generate import Completion, Request
 from selfreward_jax.methods.answer_metrics import answer_metrics
+from selfreward_jax.methods.judging import JudgeTemplate
 from selfreward_jax.stages import prompts, verdicts
 from selfreward_jax.stages.judge import judgement_row
 from selfreward_jax.stages.pairs import make_pairs
@@ -46,11 +47,13 @@ def test_a_new_prompt_that_the_limit_cut_is_rejected_as_truncated(text, rest, en
 )
 def test_a_cut_judgement_has_a_score_only_if_nothing_that_was_cut_could_change_it(text, whole, cut):
     for ending, score in (("eos", whole), ("stop", whole), ("length", cut)):
-        assert judgement_row("m", "sampled", ended(text, ending)).score == score
+        assert judgement_row("m", "sampled", JudgeTemplate(), ended(text, ending)).score == score
 
 
 def test_where_scores_are_read_a_cut_judgement_has_one_after_the_reasons_it_got_to():
-    made = judgement_row("m", "completion", ended("Good, bec", "length", read=(-9.0, -9, -9, -9, -1, -9)))
+    made = judgement_row(
+        "m", "completion", JudgeTemplate(), ended("Good, bec", "length", read=(-9.0, -9, -9, -9, -1, -9))
+    )
     assert (made.text, made.score, made.stop_reason) == ("Good, bec\nScore: 4", 4, "length")
 
 
