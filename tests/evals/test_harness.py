@@ -1,7 +1,4 @@
-"""The real lm-evaluation-harness asks the model, and finds what it finds with its own model class on the same weights.
-
-Skipped where lm-eval isn't installed; the comparison where PyTorch and accelerate aren't.
-"""
+"""The real lm-evaluation-harness asks the model, and finds what its own model class finds on the same weights."""
 
 import functools
 from pathlib import Path
@@ -16,10 +13,11 @@ from tests import tiny
 from tests.core import small_tokenizers
 from tests.engine.small_llama import log_softmax, naive_logits
 
-lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed")
-lm_tasks = pytest.importorskip("lm_eval.tasks")
+pytestmark = pytest.mark.torch("lm_eval")
+lm_eval = pytest.importorskip("lm_eval")
 
 from lm_eval.api.registry import get_model  # noqa: E402
+from lm_eval.tasks import TaskManager  # noqa: E402
 
 from selfreward_jax.engine.sampling import SamplingSettings  # noqa: E402
 from selfreward_jax.evals.harness import MAX_GEN_TOKS, SelfRewardLM, _sampling  # noqa: E402
@@ -94,7 +92,7 @@ def model(llama3) -> SelfRewardLM:
 
 
 def evaluate(lm, tasks: Path, *names: str, **options):
-    manager = lm_tasks.TaskManager(include_path=str(tasks), include_defaults=False)
+    manager = TaskManager(include_path=str(tasks), include_defaults=False)
     return lm_eval.simple_evaluate(lm, tasks=list(names), task_manager=manager, bootstrap_iters=0, **options)
 
 
@@ -126,8 +124,6 @@ def assert_same_metrics(found, expected) -> None:
 @pytest.fixture(scope="module", params=["chatml", "llama2", "llama3"])
 def both(request, tmp_path_factory):
     """The same weights as our model, and as lm-eval's own; a function, as it may set no BOS."""
-    pytest.importorskip("torch", reason="PyTorch is not installed")
-    pytest.importorskip("accelerate", reason="accelerate, which lm-eval's own model needs, is not installed")
     from lm_eval.models.huggingface import HFLM
 
     folder = tmp_path_factory.mktemp("both") / request.param
