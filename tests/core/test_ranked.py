@@ -91,6 +91,12 @@ def test_every_filter_counts_what_it_left_out(tmp_path):
     ]
 
 
+def test_a_null_column_is_an_absent_one(tmp_path):
+    bare = [{name: value for name, value in row.items() if value is not None} for row in MESSAGES]
+    expected = load(write(tmp_path / "m.jsonl", MESSAGES))
+    assert load(write(tmp_path / "bare.jsonl", bare)) == expected
+
+
 def test_another_language_is_another_set(tmp_path):
     ranked, _ = load(write(tmp_path / "m.jsonl", MESSAGES), lang="de")
     assert texts(ranked) == [((Answer("Darum.", 0.0),), "Warum?")]
@@ -207,8 +213,8 @@ def test_prompts_are_the_same_however_they_are_cased_and_spaced():
     [
         ([{**MESSAGES[0], "role": "user"}], "FILE:1: role 'user' is unknown; prompter and assistant are known"),
         ([{"message_id": "a", "role": "prompter"}], "FILE:1: the field 'text' is missing"),
-        ([MESSAGES[0], {**MESSAGES[1], "rank": "first"}], "FILE:2: rank must be a number from 0 on, not 'first'"),
-        ([MESSAGES[0], {**MESSAGES[1], "rank": -1}], "FILE:2: rank must be a number from 0 on, not -1"),
+        ([MESSAGES[0], {**MESSAGES[1], "rank": "first"}], "FILE:2: rank must be a finite number from 0 on, not 'first'"),
+        ([MESSAGES[0], {**MESSAGES[1], "rank": -1}], "FILE:2: rank must be a finite number from 0 on, not -1"),
         ([{"message_tree_id": "a", "prompt": {}}], "FILE:1: a whole tree; give Open Assistant's messages"),
         ([{"question": "Why?"}], "FILE:1: needs prompt and responses, or message_id, .*; found question"),
         ([{"prompt": "Why?", "responses": "x"}], "FILE:1: responses must be a list of objects"),
