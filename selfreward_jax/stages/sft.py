@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 
 from selfreward_jax.core.errors import UserError
+from selfreward_jax.core.forms import Demonstration
 from selfreward_jax.core.progress import say
-from selfreward_jax.core.rows import draw
-from selfreward_jax.core.seeds import Demonstration, Messages, load_eft, load_ift
+from selfreward_jax.core.rows import Messages, draw
+from selfreward_jax.core.seeds import load_eft, load_ift
 from selfreward_jax.methods.judging import JudgeTemplate, parse_score
 from selfreward_jax.stages.choice import Asked
 from selfreward_jax.stages.run import ModelRef, Run

@@ -213,7 +213,10 @@ def test_prompts_are_the_same_however_they_are_cased_and_spaced():
     [
         ([{**MESSAGES[0], "role": "user"}], "FILE:1: role 'user' is unknown; prompter and assistant are known"),
         ([{"message_id": "a", "role": "prompter"}], "FILE:1: the field 'text' is missing"),
-        ([MESSAGES[0], {**MESSAGES[1], "rank": "first"}], "FILE:2: rank must be a finite number from 0 on, not 'first'"),
+        (
+            [MESSAGES[0], {**MESSAGES[1], "rank": "first"}],
+            "FILE:2: rank must be a finite number from 0 on, not 'first'",
+        ),
         ([MESSAGES[0], {**MESSAGES[1], "rank": -1}], "FILE:2: rank must be a finite number from 0 on, not -1"),
         ([{"message_tree_id": "a", "prompt": {}}], "FILE:1: a whole tree; give Open Assistant's messages"),
         ([{"question": "Why?"}], "FILE:1: needs prompt and responses, or message_id, .*; found question"),
