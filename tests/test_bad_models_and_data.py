@@ -8,6 +8,7 @@ import pytest
 import safetensors.numpy
 
 from tests import tiny
+from tests.core.small_tokenizers import LLAMA2
 from tests.refused import assert_refused, assert_refused_at_once
 
 TOO_LONG = "zqj " * 2000
@@ -117,6 +118,16 @@ def test_unusable_data_are_named_before_any_training(field, text, expected, caps
     assert_refused_at_once(capsys, words, *(e.replace("FILE", str(file)) for e in expected))
     assert file.read_text() == text
     assert not (tmp_path / "run" / "m1").exists()
+
+
+def test_a_seed_that_the_chat_template_can_not_render_is_named_before_any_training(capsys, data, tmp_path):
+    file, template = tmp_path / "ift.jsonl", tmp_path / "alternating.jinja"
+    turns = [{"role": role, "content": "a"} for role in ("user", "user", "assistant")]
+    tiny.write_jsonl(file, [{"messages": turns[1:]}, {"messages": turns}])
+    template.write_text(LLAMA2.replace("bos_token + ", "").replace("eos_token", "'<|im_end|>'"))
+    fields = {"seeds.ift": file, "model.chat_template": template}
+    words = tiny.arguments("run", tmp_path / "run", data, fields)
+    assert_refused_at_once(capsys, words, f"{file}:2: chat template: can't render ['user', 'user']")
 
 
 @pytest.mark.parametrize("field", ["seeds.ift", "seeds.eft", "prompts.source", "judge.template", "model.chat_template"])

@@ -20,19 +20,26 @@ TFDS = "tfds:"
 T = TypeVar("T")
 
 
-def load_ift(spec: str) -> list[Demonstration]:
+def load_ift(spec: str, check: Callable[[Messages], None] = lambda messages: None) -> list[Demonstration]:
     """Instruction following demonstrations.
 
     Rows are of the forms of `core.forms.demonstration`. Further fields are ignored.
 
     Args:
+      check: raises `UserError` for a conversation that can't be rendered.
       spec: "builtin", a JSONL file, or `tfds:NAME`, `tfds:NAME/SPLIT` and `tfds:NAME/SPLIT?data_dir=PATH`. The split
         is what follows the last slash, "train" where there is none.
 
     Raises:
       UserError: data that can't be read, or a wrong row, with its place.
     """
-    return _load(spec, "ift.jsonl", demonstration)
+
+    def parse(row: Row) -> Demonstration:
+        made = demonstration(row)
+        check(made.messages)
+        return made
+
+    return _load(spec, "ift.jsonl", parse)
 
 
 def load_eft(

@@ -192,6 +192,40 @@ def test_ranks_come_before_scores_and_answers_without_either_are_left_out(row, e
     assert ranked[0].answers == tuple(Answer(text, rank) for text, rank in expected)
 
 
+@pytest.mark.parametrize(
+    "rows",
+    [
+        # HelpSteer's rows of one prompt need not stand together, and one answer may have two rows.
+        [
+            {"prompt": "Why?", "response": "b", "helpfulness": 1, "verbosity": 2},
+            {"prompt": "How?", "response": "x", "helpfulness": 4, "verbosity": 2},
+            {"prompt": "why?", "response": "a", "helpfulness": 3, "verbosity": 2},
+            {"prompt": "Why?", "response": "c", "helpfulness": 1, "verbosity": 2},
+            {"prompt": "Why?", "response": "c", "helpfulness": 0, "verbosity": 2},
+        ],
+        [
+            {"instruction": "Why?", "completions": [
+                {"response": text, "overall_score": score} for text, score in (("b", 5), ("a", 9.5), ("c", 5))
+            ]},
+            {"instruction": "How?", "completions": [{"response": "x", "fine-grained_score": 2.5}]},
+        ],
+    ],
+)  # fmt: skip
+def test_raw_rows_of_helpsteer_and_ultrafeedback_are_ranked_by_their_scores(rows, tmp_path):
+    ranked, _ = load(write(tmp_path / "m.jsonl", rows))
+    assert [r.answers for r in ranked] == [(Answer("a", 0), Answer("b", 1), Answer("c", 1)), (Answer("x", 0),)]
+
+
+def test_preferences_are_answers_of_two_ranks(tmp_path):
+    rows = [{"prompt": "Why?", "chosen": "a", "rejected": "b"}]
+    rows += [
+        {"chosen": f"\n\nHuman: How?\n\nAssistant: {text}", "rejected": "\n\nHuman: How?\n\nAssistant: b"}
+        for text in "a"
+    ]
+    ranked, _ = load(write(tmp_path / "m.jsonl", rows))
+    assert [r.answers for r in ranked] == [(Answer("a", 0), Answer("b", 1))] * 2
+
+
 def test_equal_ranks_make_no_best_answer_and_nothing_to_compare(tmp_path):
     ranked, _ = load(write(tmp_path / "m.jsonl", [responses(("a", 0), ("b", 0)), {**responses(("a", 0), ("b", 1))}]))
     assert ranked[0].best is None and not ranked[0].comparable
