@@ -164,7 +164,7 @@ def _written_turns(text: str, *, prompt: bool) -> str | Messages:
     Args:
       prompt: whether it stops where the assistant's answer begins.
     """
-    if "<extra_id_1>" in text:
+    if prompt and re.search(r"<extra_id_1>(User|Assistant)\n", text):
         words = ["User", *re.split(r"\n?<extra_id_1>(User|Assistant)\n", text)]
         pairs = zip(words[::2], words[1::2], strict=True)
         turns = [_turn(role == "Assistant", said.rstrip("\n")) for role, said in pairs]

@@ -364,7 +364,12 @@ def test_a_conversation_that_helpsteer_writes_as_one_text_is_one():
 
 
 def test_text_that_only_mentions_a_transcript_stays_text():
-    for text in ("Human: is it?", "Go on:\n\nHuman: Hi.\n\nAssistant: Hello.", "What does `\n\nAssistant:` mean?"):
+    for text in (
+        "Human: is it?",
+        "Fill in <extra_id_1> here.\n",
+        "Go on:\n\nHuman: Hi.\n\nAssistant: Hello.",
+        "What does `\n\nAssistant:` mean?",
+    ):
         assert prompt_of({"prompt": text}) == (user(text),)
 
 

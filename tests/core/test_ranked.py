@@ -217,11 +217,8 @@ def test_raw_rows_of_helpsteer_and_ultrafeedback_are_ranked_by_their_scores(rows
 
 
 def test_preferences_are_answers_of_two_ranks(tmp_path):
-    rows = [{"prompt": "Why?", "chosen": "a", "rejected": "b"}]
-    rows += [
-        {"chosen": f"\n\nHuman: How?\n\nAssistant: {text}", "rejected": "\n\nHuman: How?\n\nAssistant: b"}
-        for text in "a"
-    ]
+    asked = "\n\nHuman: How?\n\nAssistant:"
+    rows = [{"prompt": "Why?", "chosen": "a", "rejected": "b"}, {"chosen": f"{asked} a", "rejected": f"{asked} b"}]
     ranked, _ = load(write(tmp_path / "m.jsonl", rows))
     assert [r.answers for r in ranked] == [(Answer("a", 0), Answer("b", 1))] * 2
 
