@@ -17,7 +17,12 @@ def get_config() -> ConfigDict:
     c.model.dtype = "bfloat16"  # of the computation; float32 on CPUs, which have no fast bfloat16
     c.model.param_dtype = "float32"  # of the weights that are trained
     c.model.adapter = ""  # a LoRA adapter in PEFT's format that belongs to M0: it is merged into it; "" for none
-    c.model.chat_template = ""  # "": the tokenizer's own (plain if it has none); "plain"; or a Jinja file
+    c.model.chat_template = ""  # "": the tokenizer's own (plain if it has none); the name of one of several that it
+    # brings; "plain"; or a Jinja file
+    c.model.date = (
+        ""  # that a template is told which asks for today's, YYYY-MM-DD, so that prompts stay the same from day
+    )
+    # to day; "": as in the run that made the model, else 2024-07-26
 
     c.mesh = ConfigDict()  # devices along each axis; -1: all that are left
     c.mesh.data = 1

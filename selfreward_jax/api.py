@@ -80,14 +80,16 @@ def config(path: str = "", **fields: Any) -> ConfigDict:
     return made
 
 
-def load(path: str, *, adapter: str = "", dtype: str = "float32", chat_template: str = "") -> Model:
+def load(path: str, *, adapter: str = "", dtype: str = "float32", chat_template: str = "", date: str = "") -> Model:
     """A model from a Hugging Face folder, a .gguf file, a run's model (`runs/x/m2`) or `package:NAME`.
 
     Args:
       adapter: a folder with a LoRA adapter in PEFT's format, merged into the weights.
+      chat_template: "" for the model's own, the name of one of several, "plain", or a Jinja file.
+      date: what a template that asks for today's date is told, YYYY-MM-DD; "": that of the run, or 2024-07-26.
     """
     keep_compiled_programs()
-    return load_model(path, dtype=dtype, adapter=adapter, chat_template=chat_template)
+    return load_model(path, dtype=dtype, adapter=adapter, chat_template=chat_template, date=date)
 
 
 def _prompts(prompts: Sequence[Any], where: str) -> list[Prompt]:
@@ -220,8 +222,8 @@ def score(
 def _examples(model: Model, rows: Sequence[Mapping[str, Any]], where: str, *, empty: bool = False) -> list[Example]:
     def made(row: Mapping[str, Any]) -> Example:
         given = demonstration(row, empty=empty)
-        chat = model.chat
-        return Example(tuple(chat.prompt_ids(given.messages)), tuple(chat.response_ids(given.response)))
+        prompt_ids, response_ids = model.chat.answer_ids(given.messages, given.response)
+        return Example(tuple(prompt_ids), tuple(response_ids))
 
     return [parse_row(row, made, f"{where}: row {number}") for number, row in enumerate(rows, 1)]
 

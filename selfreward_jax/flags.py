@@ -96,19 +96,22 @@ def score_arguments(parser: argparse.ArgumentParser) -> None:
 
 def model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="DIR", help="HF folder, .gguf, runs/x/m2, package:NAME")
-    adapter_argument(parser)
+    loading_arguments(parser)
     parser.add_argument(
         "--dtype", default="float32", choices=["float32", "bfloat16"], help="of the computation (default float32)"
     )
 
 
-def adapter_argument(parser: argparse.ArgumentParser) -> None:
+def loading_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--adapter", default="", metavar="DIR", help="a LoRA adapter of PEFT, merged into the model")
+    parser.add_argument(
+        "--chat_template", default="", metavar="NAME", help="of several that the model brings, plain, or a Jinja file"
+    )
 
 
 def export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="DIR", help="a run's model (runs/x/m3), HF folder or .gguf")
-    adapter_argument(parser)
+    loading_arguments(parser)
     parser.add_argument("--output", required=True, metavar="DIR", help="a new folder")
     parser.add_argument(
         "--adapter_only", action="store_true", help="of a model that LoRA made: what it learnt since M0, for PEFT"
@@ -121,7 +124,7 @@ def export_arguments(parser: argparse.ArgumentParser) -> None:
 def chat_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workdir", default="", metavar="DIR", help="a run; its newest model is used")
     parser.add_argument("--model", default="", metavar="DIR", help="or any model")
-    adapter_argument(parser)
+    loading_arguments(parser)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="default float32")
     parser.add_argument("--temperature", type=number(float, 0), default=0.7, help="0 is greedy (default 0.7)")
     parser.add_argument("--top_p", type=number(float, 1e-6, 1), default=0.9, help="default 0.9")

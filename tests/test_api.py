@@ -181,7 +181,7 @@ def test_a_rule_of_pairs_that_is_not_there_is_refused(model):
 
 def test_score_gives_the_log_probability_of_the_response_and_its_end(model):
     (found,) = sr.score(model, [{"prompt": "What is it?", "response": "bread"}])
-    tokens = len(model.chat.response_ids("bread"))
+    tokens = len(model.chat.answer_ids(QUESTION, "bread")[1])
     assert found["tokens"] == tokens
     assert -tokens * 20 < found["logp"] < 0
     (given,) = sr.score(model, [{"prompt": QUESTION, "response": "bread"}])
@@ -190,7 +190,8 @@ def test_score_gives_the_log_probability_of_the_response_and_its_end(model):
 
 def test_score_agrees_with_what_generate_reports(model):
     answers = sr.generate(model, ["What is it?"], n=4, max_new_tokens=64)
-    ended = [r for r in answers if r.stop_reason == "eos" and model.chat.response_ids(r.text) == list(r.token_ids)]
+    written = {r.id: model.chat.answer_ids(QUESTION, r.text)[1] for r in answers}
+    ended = [r for r in answers if r.stop_reason == "eos" and written[r.id] == list(r.token_ids)]
     rows = [{"prompt": "What is it?", "response": r.text} for r in ended]
     found = [row["logp"] for row in sr.score(model, rows)] if rows else []
     np.testing.assert_allclose(found, [r.logp for r in ended], atol=1e-3)
@@ -315,7 +316,7 @@ def test_preferences_of_ones_own_are_learnt_from_as_text_or_messages(model):
     spoken = {"prompt": QUESTION, "chosen": say("A cat."), "rejected": say("No.")}
     (pair, same) = (given(row, model.chat) for row in (plain, spoken))
     assert isinstance(pair, Pair) and pair == same and pair.prompt_token_ids == tuple(model.chat.prompt_ids(QUESTION))
-    assert pair.chosen_token_ids == tuple(model.chat.response_ids("A cat."))
+    assert pair.chosen_token_ids == tuple(model.chat.answer_ids(QUESTION, "A cat.")[1])
     assert given(dataclasses.asdict(dataclasses.replace(pair, chosen_token_ids=(7, 2))), model.chat) == (
         dataclasses.replace(pair, chosen_token_ids=(7, 2))
     )

@@ -48,6 +48,7 @@ class Desk(Work):
             raise UserError(f"--output={path}: not empty and not an evaluation; choose a new folder.")
         super().__init__(root, config, interrupt)
         self._adapters: dict[str, str] = {}  # of a run's M0, by the path of what it is merged into
+        self._dates: dict[str, str] = {}  # that a run's M0 is told, by its path
         self._words: dict[str, tuple[LlamaConfig, Chat]] = {}
 
     def claim(self, result: str, settings: dict[str, Any]) -> None:
@@ -83,13 +84,14 @@ class Desk(Work):
             if "path" not in stored:  # M0's folder names its model, and holds no weights
                 return ModelRef(path, stored["hash"])
             path = stored["path"]
-            self._adapters[path] = stored.get("adapter", "")
+            self._adapters[path], self._dates[path] = stored.get("adapter", ""), stored.get("date", "")
         return ModelRef(path, self.load(ModelRef(path, "")).hash)
 
     def words(self, ref: ModelRef) -> tuple[LlamaConfig, Chat]:
         if ref.name not in self._words:
             c = self.config.model
-            self._words[ref.name] = load_chat(ref.name, c.chat_template if ref.name == c.path else "")
+            date = self._dates.get(ref.name, "") or c.date
+            self._words[ref.name] = load_chat(ref.name, c.chat_template if ref.name == c.path else "", date)
         return self._words[ref.name]
 
     def _read(self, ref: ModelRef) -> Model:

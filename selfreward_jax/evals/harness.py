@@ -84,6 +84,7 @@ class SelfRewardLM(TemplateLM):
             param_dtype=c.model.param_dtype,
             adapter=c.model.adapter,
             chat_template=c.model.chat_template,
+            date=c.model.date,
         )
         return cls(model, engine_settings(c.generation), rows=c.generation.score_rows, seed=c.seed)
 

@@ -35,8 +35,9 @@ def answer_logps(
         work.skip(title)
         return _read(work, artefact)
 
-    asked = {p.id: tuple(chat.prompt_ids(p.messages)) for p in prompts}
-    examples = {r.id: Example(asked[r.prompt_id], tuple(chat.response_ids(r.text))) for r in responses}
+    asked = {p.id: p.messages for p in prompts}
+    ids = {r.id: chat.answer_ids(asked[r.prompt_id], r.text) for r in responses}
+    examples = {id: Example(tuple(prompt_ids), tuple(response_ids)) for id, (prompt_ids, response_ids) in ids.items()}
     fitting = [r.id for r in responses if len(examples[r.id]) <= work.context_of(model)]
     if len(fitting) < len(responses):
         say(f"{title}: {len(responses) - len(fitting)} answers are too long for {work.context_of(model)} tokens")

@@ -22,7 +22,7 @@ from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.hosts import is_writer
 from selfreward_jax.core.mesh import RULES, Rules, make_mesh
 from selfreward_jax.core.store import write_atomic
-from selfreward_jax.core.tokens import Chat
+from selfreward_jax.core.tokens import DATE, Chat
 from selfreward_jax.llama import gguf, hf, hf_save, peft
 from selfreward_jax.llama.checksum import params_hash
 from selfreward_jax.llama.config import LlamaConfig, config_to_json
@@ -98,13 +98,21 @@ def _package_file(name: str) -> epath.Path:
     return found[0]
 
 
-def _template_text(template: str) -> str:
-    if template in ("", "plain"):
+def _template_text(template: str, own: Any) -> str:
+    """What `Chat` takes for a template that is named as in the configuration, of a tokenizer that brings `own`."""
+    if template in ("", "plain") or (isinstance(own, dict) and template in own):
         return template
     path = epath.Path(template)
-    if not path.exists():
-        raise UserError(f"model.chat_template: {template}: no such file; give a Jinja file, plain, or nothing.")
+    if not path.is_file():
+        named = f", one of the model's own ({', '.join(own)})" if isinstance(own, dict) else ""
+        raise UserError(f"model.chat_template: {template}: no such file; give a Jinja file, plain{named}, or nothing.")
     return path.read_text()
+
+
+def _recorded_date(location: epath.Path) -> str:
+    """The date that a run's model was told when it was trained, "" for any other model."""
+    path = location / MODEL_FILE
+    return str(hf.read_json(path).get("date", "")) if location.is_dir() and path.exists() else ""
 
 
 def _load_tokenizer(folder: epath.Path):
@@ -154,22 +162,23 @@ def read_config(path: str) -> LlamaConfig:
     return hf.read_config(location) if location.is_dir() else gguf.read_config(location)
 
 
-def load_chat(path: str, chat_template: str = "") -> tuple[LlamaConfig, Chat]:
+def load_chat(path: str, chat_template: str = "", date: str = "") -> tuple[LlamaConfig, Chat]:
     """A model's shape and tokenizer, without its weights.
 
     Args:
       path: see the top of this file.
-      chat_template: "" for the tokenizer's own, "plain", or a Jinja file.
+      chat_template: "" for the tokenizer's own, the name of one of several that it brings, "plain", or a Jinja file.
+      date: what a template that asks for today's date is told; "" for that of the run that made the model, or `DATE`.
     """
     location = locate(path)
     if location.is_dir():
         config, tokenizer = hf.read_config(location), _load_tokenizer(location)
     else:
         config, tokenizer = gguf.read_config(location), gguf.load_tokenizer(location)
-    template = _template_text(chat_template)
+    template, date = _template_text(chat_template, tokenizer.chat_template), date or _recorded_date(location) or DATE
     if len(tokenizer) > config.vocab_size:
         raise UserError(f"{location}: the tokenizer has {len(tokenizer)} tokens, the weights only {config.vocab_size}.")
-    chat = Chat(tokenizer, template=template, eos_ids=config.eos_token_ids, bos_id=config.bos_token_id)
+    chat = Chat(tokenizer, template=template, eos_ids=config.eos_token_ids, bos_id=config.bos_token_id, date=date)
     check_end_ids(str(location), config, chat)
     return config, chat
 
@@ -192,6 +201,7 @@ def load_model(
     param_dtype: str = "float32",
     adapter: str = "",
     chat_template: str = "",
+    date: str = "",
     chat: tuple[LlamaConfig, Chat] | None = None,
     rules: Rules = RULES,
 ) -> Model:
@@ -202,7 +212,7 @@ def load_model(
       dtype: of the computation.
       param_dtype: of the weights in memory.
       adapter: a folder in PEFT's format, merged into the weights; "" for none.
-      chat_template: "" for the tokenizer's own, "plain", or a Jinja file.
+      chat_template, date: as in `load_chat`.
       chat: what `load_chat` gave for the same path, so that it needn't be read again.
       rules: how the weights lie on the mesh.
 
@@ -211,7 +221,7 @@ def load_model(
     """
     mesh = mesh or make_mesh()
     location = locate(path)
-    config, tokens = chat or load_chat(path, chat_template)
+    config, tokens = chat or load_chat(path, chat_template, date)
     layout = {"dtype": jnp.dtype(param_dtype), "shardings": shardings(config, mesh, rules=rules)}
     if not location.is_dir():
         params = gguf.load_params(location, config, **layout)
@@ -244,4 +254,5 @@ def save_model_files(folder: epath.Path, model: Model, facts: dict) -> None:
     write_atomic(folder / "config.json", config_to_json(model.config, dtype))
     if is_writer():
         hf_save.write_tokenizer(folder, model.chat.tokenizer)
+    facts = facts | ({"date": model.chat.date} if model.chat.date else {})
     write_atomic(folder / MODEL_FILE, json.dumps(facts, indent=2) + "\n")

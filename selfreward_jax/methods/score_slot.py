@@ -7,7 +7,7 @@ the same way.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.tokens import Chat
@@ -21,10 +21,12 @@ class ScoreSlot:
     """How a tokenizer writes the line of the score, or of another answer that is one token long.
 
     Attributes:
-      after_text, after_line: tokens up to the score, where the text before them ends within a line, and at its end.
+      after_prompt: tokens up to the score where it begins the answer.
+      after_text, after_line: where the text before them ends within a line, and at its end.
       candidates: the token of each score, 0 to 5, or of each other option.
     """
 
+    after_prompt: tuple[int, ...]
     after_text: tuple[int, ...]
     after_line: tuple[int, ...]
     candidates: tuple[int, ...]
@@ -38,36 +40,48 @@ class ScoreSlot:
         Raises:
           UserError: the tokenizer writes an option with more than one token, or two with the same.
         """
-        text, candidates = _split(chat, f"\n{start}", options, what)
-        line, same = _split(chat, start, options, what)
-        if candidates != same:
-            raise UserError(
-                f"config.judge.method: this tokenizer writes the {what} after {start.strip()!r} in more ways than one,"
-                " so it can't be read from the distribution; use sampled."
-            )
-        return cls(text, line, candidates)
+        places = [
+            lambda text: chat.begin_ids([{"role": "user", "content": "x"}], text),
+            # Sampled tokens stay as they are, whatever they end with: what follows is written as behind a letter.
+            lambda text: chat.ids_behind("x", "\n" + text),
+            lambda text: chat.ids_behind("x\n", text),
+        ]
+        (prompt, candidates), (text, second), (line, third) = (_split(p, start, options, what) for p in places)
+        if not candidates == second == third:
+            raise _unreadable(start, what, "in more ways than one")
+        return cls(prompt, text, line, candidates)
 
     def feed(self, text: str) -> tuple[int, ...]:
         """The tokens that lead from a judgement's reasons to its score."""
-        return self.after_line if not text or text.endswith("\n") else self.after_text
+        if not text:
+            return self.after_prompt
+        return self.after_line if text.endswith("\n") else self.after_text
 
     @property
     def longest(self) -> int:
         """Tokens that have to be fed at most: those above and the last one sampled."""
-        return max(len(self.after_text), len(self.after_line)) + 1
+        return max(len(self.after_prompt), len(self.after_text), len(self.after_line)) + 1
 
 
-def _split(chat: Chat, start: str, options: Sequence[object], what: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Tokens that `start` has before every option, and each option's own."""
-    written = [tuple(chat.text_ids(f"{start}{option}")) for option in options]
-    common = next((n for n, ids in enumerate(zip(*written, strict=False)) if len(set(ids)) > 1), 0)
-    own = [ids[common:] for ids in written]
+def _split(
+    place: Callable[[str], Sequence[int] | None], start: str, options: Sequence[object], what: str
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Tokens that `start` has before every option at a place, and each option's own."""
+    written = [place(f"{start}{option}") for option in options]
+    if None in written:
+        raise _unreadable(start, what, "in a way that merges with what stands before")
+    common = next((n for n, ids in enumerate(zip(*written, strict=False)) if len(set(ids)) > 1), 0)  # type: ignore[arg-type]
+    own = [ids[common:] for ids in written]  # type: ignore[index]
     if not common or any(len(ids) != 1 for ids in own):
-        raise UserError(
-            f"config.judge.method: this tokenizer does not write the {what}s after {start.strip()!r} as one token each,"
-            " so they can't be read from the distribution; use sampled."
-        )
-    return written[0][:common], tuple(ids[0] for ids in own)
+        raise _unreadable(start, what, "not as one token each")
+    return tuple(written[0][:common]), tuple(ids[0] for ids in own)  # type: ignore[index]
+
+
+def _unreadable(start: str, what: str, how: str) -> UserError:
+    return UserError(
+        f"config.judge.method: this tokenizer writes the {what}s after {start.strip()!r} {how}, so they can't be read"
+        " from the distribution; use sampled."
+    )
 
 
 def distribution(logps: Sequence[float]) -> tuple[float, ...]:

@@ -113,7 +113,7 @@ class Choice(Work):
         if ref.name != self.config.checkpoint.judge or self._judge_of_run():
             return self._run.words(ref)
         if ref.name not in self._words:
-            self._words[ref.name] = load_chat(ref.name)
+            self._words[ref.name] = load_chat(ref.name, date=self.config.model.date)
         return self._words[ref.name]
 
     def _read(self, ref: ModelRef) -> Model:

@@ -163,13 +163,12 @@ def _candidates(
 ) -> list[Row]:
     """One round's raw candidates, each from its own demonstrations."""
     c, model = run.config.prompts, engine.model
-    start = model.chat.prompt_ids([{"role": "user", "content": _template(c.template)}])
+    asked = [{"role": "user", "content": _template(c.template)}]
     requests = []
     for n in range(rows):
         rng = random.Random(f"{run.config.seed}/{t}/{number}/{n}")
         shown = pick_demonstrations(seeds, pool, n_seed=c.demos_seed, n_generated=c.demos_generated, rng=rng)
-        ids = (*start, *model.chat.text_ids(few_shot_list(shown)))
-        requests.append(Request(f"{number}/{n}", ids))
+        requests.append(Request(f"{number}/{n}", tuple(model.chat.begun_ids(asked, few_shot_list(shown)))))
     # Tasks stand one on a line, so the end of the line is the end of the task.
     settings = sampling_settings(c, stop=("\n",))
     purpose = f"m{t}/prompts\0{run.ref('m0').hash if c.generator == 'base' else model.hash}"

@@ -74,6 +74,7 @@ class Run(Work):
             self._loaded = ("m0", model)
             facts = {"hash": model.hash, "path": c.path, **model.chat.hashes}
             facts |= {"adapter": c.adapter} if c.adapter else {}
+            facts |= {"date": model.chat.date} if model.chat.date else {}
             write_atomic(self.root / "m0" / MODEL_FILE, json.dumps(facts, indent=2) + "\n")
             self.record(f"m0/{MODEL_FILE}", inputs, **facts)
         return self.ref("m0")
@@ -139,7 +140,8 @@ class Run(Work):
 
     @functools.cached_property
     def _chat(self) -> tuple[LlamaConfig, Chat]:
-        return load_chat(self.config.model.path, self.config.model.chat_template)
+        c = self.config.model
+        return load_chat(c.path, c.chat_template, c.date)
 
     @property
     def chat(self) -> Chat:

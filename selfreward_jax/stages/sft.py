@@ -66,11 +66,11 @@ def renderable(chat: Chat) -> Callable[[Messages], None]:
 
     @functools.cache
     def check(roles: tuple[str, ...]) -> None:
-        chat.render([{"role": role, "content": "x"} for role in roles])
+        chat.answer_ids([{"role": role, "content": "x"} for role in roles], "x")
 
     return lambda messages: check(tuple(m["role"] for m in messages))
 
 
 def tokenise(run: Run, demonstration: Demonstration) -> Example:
-    chat = run.chat
-    return Example(tuple(chat.prompt_ids(demonstration.messages)), tuple(chat.response_ids(demonstration.response)))
+    prompt_ids, response_ids = run.chat.answer_ids(demonstration.messages, demonstration.response)
+    return Example(tuple(prompt_ids), tuple(response_ids))

@@ -9,7 +9,7 @@ from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.forms import SIDES, is_preference, preference, present, unpaired
 from selfreward_jax.core.losses import LOSSES, LossSettings
 from selfreward_jax.core.rows import Messages, Pair, content_id, from_dict
-from selfreward_jax.core.tokens import Chat
+from selfreward_jax.core.tokens import Chat, common_prefix
 from selfreward_jax.training.batches import Example, TrainRow
 
 
@@ -67,12 +67,11 @@ def given(row: Mapping[str, Any], chat: Chat) -> Pair | Single:
         return from_dict(Pair, present(row))
     if not is_preference(row):
         one = unpaired(row)
-        prompt_ids, ids = completion_ids(chat, one.prompt, one.completion)
+        prompt_ids, (ids,) = completions_ids(chat, one.prompt, [one.completion])
         id = content_id(one.prompt, one.completion, one.label)
         return Single(id, one.prompt, one.completion, one.label, prompt_ids, ids, one.weight)
     pair = preference(row)
-    prompt_ids, chosen = completion_ids(chat, pair.prompt, pair.chosen)
-    _, rejected = completion_ids(chat, pair.prompt, pair.rejected)
+    prompt_ids, (chosen, rejected) = completions_ids(chat, pair.prompt, [pair.chosen, pair.rejected])
     high, low = pair.scores or (0.0, 0.0)
     return Pair(
         id=content_id(pair.prompt, pair.chosen, pair.rejected),
@@ -91,20 +90,29 @@ def given(row: Mapping[str, Any], chat: Chat) -> Pair | Single:
     )
 
 
-def completion_ids(chat: Chat, prompt: Messages, turns: Messages) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Ids of a prompt, and of all that follows it up to the end of the last turn, which is the assistant's.
+def completions_ids(
+    chat: Chat, prompt: Messages, completions: Sequence[Messages]
+) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
+    """Ids of a prompt, and of all that follows it in each completion up to the end of the assistant's last turn.
 
     All of it is learnt from, as in TRL: of several turns also what others say between the assistant's.
 
     Raises:
       ValueError: the template renders the prompt otherwise when several turns follow it.
     """
-    *between, answer = turns
-    start = tuple(chat.prompt_ids(prompt))
-    before = tuple(chat.prompt_ids((*prompt, *between))) if between else start
-    if before[: len(start)] != start:
-        raise ValueError("the chat template renders the prompt otherwise when several turns follow it")
-    return start, (*before[len(start) :], *chat.response_ids(answer["content"]))
+    if all(len(turns) == 1 for turns in completions):
+        asked, answers = chat.answers_ids(prompt, [turns[0]["content"] for turns in completions])
+        return tuple(asked), [tuple(ids) for ids in answers]
+    asked, text = chat.prompt_ids(prompt), chat.render(prompt)
+    wholes = []
+    for *between, answer in completions:
+        before = (*prompt, *between)
+        if not chat.render(before).startswith(text):
+            raise ValueError("the chat template renders the prompt otherwise when several turns follow it")
+        prompt_ids, ids = chat.answer_ids(before, answer["content"])
+        wholes.append((*prompt_ids, *ids))
+    shared = min(common_prefix(asked, whole) for whole in wholes)
+    return tuple(asked[:shared]), [whole[shared:] for whole in wholes]
 
 
 def preference_rows(preferences: Sequence[Pair | Single], settings: LossSettings, limit: int, where: str) -> Prepared:

@@ -39,7 +39,8 @@ def score(options: argparse.Namespace, overrides: Overrides, interrupt: Interrup
         return row["prompt"], row[answer]
 
     rows = read_jsonl(options.input, parse, "rows with prompt and response")
-    model = load_model(options.model, dtype=options.dtype, adapter=options.adapter)
+    how = {"dtype": options.dtype, "chat_template": options.chat_template}
+    model = load_model(options.model, adapter=options.adapter, **how)
     examples = [_example(model.chat, prompt, response, options.raw) for prompt, response in rows]
     for n, example in enumerate(examples, 1):
         if len(example) > model.context:
@@ -53,7 +54,7 @@ def score(options: argparse.Namespace, overrides: Overrides, interrupt: Interrup
     if options.reference:
         words = model.chat.hashes
         del model  # one model in memory at a time
-        reference = load_model(options.reference, dtype=options.dtype)
+        reference = load_model(options.reference, **how)
         if reference.chat.hashes != words:
             raise UserError(
                 f"--reference={options.reference}: another tokenizer or chat template than {options.model}'s."
@@ -75,17 +76,16 @@ def _score(model: Model, examples: Sequence[Example], title: str, options, inter
 
 
 def _example(chat, prompt, response: str, raw: bool) -> Example:
-    if not raw:
-        return Example(tuple(chat.prompt_ids(prompt)), tuple(chat.response_ids(response)))
-    start = [] if chat.bos_id is None else [chat.bos_id]
-    ids = (*start, *chat.text_ids(prompt))
-    return Example(ids, (*chat.text_ids(response), chat.text_eos_id))
+    prompt_ids, response_ids = (chat.raw_ids if raw else chat.answer_ids)(prompt, response)
+    return Example(tuple(prompt_ids), tuple(response_ids))
 
 
 def export(options: argparse.Namespace, overrides: Overrides, interrupt: Interrupt) -> None:
     if options.adapter_only:
         return _export_adapter(options)
-    model = load_model(options.model, param_dtype=options.dtype, adapter=options.adapter)
+    model = load_model(
+        options.model, param_dtype=options.dtype, adapter=options.adapter, chat_template=options.chat_template
+    )
     api.export(model, options.output)
     say(f"{options.model} lies in {options.output}, for transformers and everything that reads its format")
 
@@ -109,7 +109,7 @@ def chat(options: argparse.Namespace, overrides: Overrides, interrupt: Interrupt
     path, adapter = (options.model, options.adapter) if options.model else newest_model(options.workdir)
     end_at_once()
     converse(
-        load_model(path, dtype=options.dtype, adapter=adapter),
+        load_model(path, dtype=options.dtype, adapter=adapter, chat_template=options.chat_template),
         temperature=options.temperature,
         top_p=options.top_p,
         max_new_tokens=options.max_new_tokens,

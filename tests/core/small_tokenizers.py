@@ -1,5 +1,6 @@
 """Tokenizers of a few hundred entries, built like those of the models that users bring, and their chat templates."""
 
+import copy
 import functools
 import json
 
@@ -34,6 +35,30 @@ LLAMA2 = (
     "{% if message['role'] == 'user' %}"
     "{{ bos_token + '[INST] ' + (system if loop.first else '') + message['content'].strip() + ' [/INST]' }}"
     "{% else %}{{ ' ' + message['content'].strip() + ' ' + eos_token }}{% endif %}{% endfor %}"
+)
+
+MISTRAL_V1 = (  # no blank between the request and the answer, as in Mistral-7B-Instruct-v0.1
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}"
+    "{{ '[INST] ' + message['content'] + ' [/INST]' }}{% else %}{{ message['content'] + eos_token + ' ' }}"
+    "{% endif %}{% endfor %}"
+)
+MISTRAL_V3 = (  # [INST] and [/INST] are control tokens
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}"
+    "{{ '[INST] ' + message['content'] + '[/INST]' }}{% else %}{{ ' ' + message['content'] | trim + eos_token }}"
+    "{% endif %}{% endfor %}"
+)
+ZEPHYR = (  # an end of turn after every message, which is the end of a text
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] + eos_token + '\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
+DATED = (  # asks for today's date as Llama 3.2 does
+    "{{ bos_token }}{% if strftime_now is defined %}{% set today = strftime_now('%d %b %Y') %}{% endif %}"
+    "{{ '<|start_header_id|>system<|end_header_id|>\n\nToday Date: ' + today + '<|eot_id|>' }}"
+) + LLAMA3.replace("{% if loop.first %}{% set content = bos_token + content %}{% endif %}", "")
+REASONER = (  # keeps of an answer what follows its reasoning, and begins one when it asks, as DeepSeek-R1 does
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}{{ '[U]' + message['content'] }}"
+    "{% else %}{{ '[A]' + message['content'].split('</think>')[-1] + eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '[A]' }}{% endif %}"
 )
 
 
@@ -88,25 +113,36 @@ def llama3() -> PreTrainedTokenizerFast:
     )
 
 
-def _sentencepiece(template: str | None) -> PreTrainedTokenizerFast:
+def _sentencepiece(template: str | None, prefix: str = "legacy", more: tuple[str, ...] = ()) -> PreTrainedTokenizerFast:
+    """Pieces as SentencePiece learns them, in one of the ways in which `tokenizers` writes them down.
+
+    Args:
+      prefix: "legacy": a blank is put before every stretch of text, by the normaliser; else the `prepend_scheme` of the
+        pre-tokeniser: "always", "first" or "never".
+      more: control tokens beside `<unk>`, `<s>` and `</s>`.
+    """
     normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     trained = tokenizers.Tokenizer(models.BPE())
     trained.normalizer = normalizer
     trained.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
     trained.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=200, show_progress=False))
     learned = json.loads(trained.to_str())["model"]
-    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    pieces = ["<unk>", "<s>", "</s>", *more, *(f"<0x{byte:02X}>" for byte in range(256))]
     pieces += sorted(learned["vocab"], key=learned["vocab"].get)
     merges = [tuple(merge) for merge in learned["merges"]]
     vocabulary = {piece: number for number, piece in enumerate(pieces)}
     tokenizer = tokenizers.Tokenizer(
         models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
     )
-    tokenizer.normalizer = normalizer
+    if prefix == "legacy":
+        tokenizer.normalizer = normalizer
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prefix, split=False)
+    strip = [] if prefix == "never" else [decoders.Strip(" ", 1, 0)]
     tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
     )
-    tokenizer.add_special_tokens(_special(pieces[:3]))
+    tokenizer.add_special_tokens(_special(pieces[: 3 + len(more)]))
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A <s>:1 $B:1", special_tokens=[("<s>", 1)]
     )
@@ -125,3 +161,46 @@ def llama2() -> PreTrainedTokenizerFast:
 def base() -> PreTrainedTokenizerFast:
     """Like Llama 2: the same tokenizer without a chat template."""
     return _sentencepiece(None)
+
+
+@functools.cache
+def mistral_v1() -> PreTrainedTokenizerFast:
+    return _sentencepiece(MISTRAL_V1)
+
+
+@functools.cache
+def mistral_v3() -> PreTrainedTokenizerFast:
+    return _sentencepiece(MISTRAL_V3, "first", ("[INST]", "[/INST]"))
+
+
+@functools.cache
+def zephyr() -> PreTrainedTokenizerFast:
+    """Like TinyLlama and Zephyr."""
+    return _sentencepiece(ZEPHYR)
+
+
+@functools.cache
+def always() -> PreTrainedTokenizerFast:
+    """SentencePiece with a blank before every stretch of text, by the pre-tokeniser."""
+    return _sentencepiece(ZEPHYR, "always")
+
+
+@functools.cache
+def never() -> PreTrainedTokenizerFast:
+    """SentencePiece without a blank before a text."""
+    return _sentencepiece(LLAMA2, "never")
+
+
+@functools.cache
+def gpt2() -> PreTrainedTokenizerFast:
+    """Byte-level, one token for begin and end, which it doesn't set itself, and no template."""
+    return PreTrainedTokenizerFast(
+        tokenizer_object=_byte_level(["<|endoftext|>"]), bos_token="<|endoftext|>", eos_token="<|endoftext|>"
+    )
+
+
+def with_template(tokenizer: PreTrainedTokenizerFast, template) -> PreTrainedTokenizerFast:
+    """A copy with another chat template, or several by name."""
+    made = copy.deepcopy(tokenizer)
+    made.chat_template = template
+    return made

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.tokens import Chat
 from selfreward_jax.methods.score_slot import ScoreSlot, distribution, expected_score, likeliest_score
+from tests.core import small_tokenizers
 from tests.core.small_tokenizers import chatml
 
 
@@ -30,17 +31,34 @@ def test_what_is_fed_and_each_candidate_write_the_line_of_the_score(chat, slot):
     assert slot.longest > len(slot.after_text)
 
 
-@pytest.mark.parametrize(("text", "on_its_own_line"), [("", True), ("Good.\n", True), ("Good.", False)])
-def test_the_score_stands_on_a_line_of_its_own(slot, text, on_its_own_line):
-    assert slot.feed(text) == (slot.after_line if on_its_own_line else slot.after_text)
+@pytest.mark.parametrize(("text", "place"), [("", "prompt"), ("Good.\n", "line"), ("Good.", "text")])
+def test_the_score_stands_on_a_line_of_its_own(slot, text, place):
+    assert slot.feed(text) == getattr(slot, f"after_{place}")
+
+
+@pytest.mark.parametrize(
+    "name", ["chatml", "llama3", "llama2", "mistral_v1", "mistral_v3", "zephyr", "always", "never", "gpt2"]
+)
+def test_a_score_has_the_ids_that_it_has_in_the_whole_text(name):
+    chat = Chat(getattr(small_tokenizers, name)())
+    asked, slot = [{"role": "user", "content": "Mark it."}], ScoreSlot.of(chat)
+    for n, candidate in enumerate(slot.candidates):
+        prompt, answer = chat.answer_ids(asked, f"Score: {n}")
+        assert prompt == chat.prompt_ids(asked)
+        assert [*slot.after_prompt, candidate] == answer[: len(slot.after_prompt) + 1]
+        for before, feed in (("x", slot.after_text), ("x\n", slot.after_line)):
+            text = f"{before}Score: {n}" if before.endswith("\n") else f"{before}\nScore: {n}"
+            assert chat.text_ids(text) == [*chat.text_ids(before), *feed, candidate]
 
 
 def test_a_tokenizer_that_writes_scores_with_several_tokens_is_one_line(chat):
     class Spelling:
-        def text_ids(self, text: str) -> list[int]:
+        def ids_behind(self, before, text: str) -> list[int]:
             return [ord(c) for c in text.replace("4", "44")]
 
-    with pytest.raises(UserError, match="does not write the scores after 'Score:' as one token each"):
+        begin_ids = ids_behind
+
+    with pytest.raises(UserError, match="writes the scores after 'Score:' not as one token each"):
         ScoreSlot.of(Spelling())  # type: ignore[arg-type]
 
 

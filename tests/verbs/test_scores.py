@@ -7,10 +7,20 @@ import pytest
 
 from selfreward_jax import cli
 from tests import tiny
+from tests.core import small_tokenizers
 from tests.llama.make_golden import smollm_gguf
 
-PROMPTS = ["What is it?", "Say a word about <|im_end|> bread.", "A note.\n\n" * 30, "Ä ☃", "Is it so?"]
-RESPONSES = ["bread", "one thing and such a price " * 9, "", "wetter ☃ <|im_start|>", " x\n"]
+PROMPTS = ["What is it?", "Say a word about <|im_end|> bread.", "A note.\n\n" * 30, "Ä ☃", "Is it so?", "So", "e", "!"]
+RESPONSES = [
+    "bread",
+    "one thing and such a price " * 9,
+    "",
+    "wetter ☃ <|im_start|>",
+    " x\n",
+    ", no",
+    "\u0301",
+    "\u2603",
+]
 
 
 def score(tmp_path: Path, model: Path, *flags: str) -> list[dict]:
@@ -22,39 +32,39 @@ def score(tmp_path: Path, model: Path, *flags: str) -> list[dict]:
 
 
 def torch_scores(model: Path, *, raw: bool) -> list[dict]:
-    """The same by transformers, written anew: the tokenizer's own ids, the template's own text, one row at a time."""
+    """The same by transformers, written anew: the tokenizer's ids of whole texts, one row at a time."""
     torch = pytest.importorskip("torch")
     import transformers
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(model)
     network = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    controls = [str(t) for t in tokenizer.added_tokens_decoder.values()]
 
-    def ids(text: str) -> list[int]:
+    def neutral(text: str) -> str:
         # Visible text never becomes a control token.
-        for control in ("<|im_start|>", "<|im_end|>"):
+        for control in controls:
             text = text.replace(control, control[0] + "\u200b" + control[1:])
-        return tokenizer(text, add_special_tokens=False).input_ids
+        return text
 
-    def control(text: str) -> int:
-        return tokenizer.convert_tokens_to_ids(text)
+    def rendered(*contents: str) -> list[int]:
+        messages = [{"role": r, "content": neutral(c)} for r, c in zip(("user", "assistant"), contents, strict=False)]
+        return tokenizer.apply_chat_template(messages, add_generation_prompt=len(contents) == 1, return_dict=False)
 
     found = []
     for prompt, response in zip(PROMPTS, RESPONSES, strict=True):
         if raw:
-            before = [tokenizer.bos_token_id, *ids(prompt)]
+            before = [tokenizer.bos_token_id, *tokenizer(neutral(prompt), add_special_tokens=False).input_ids]
+            ids = tokenizer(neutral(prompt) + neutral(response), add_special_tokens=False).input_ids
+            whole = [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id]
         else:
-            marked = tokenizer.apply_chat_template(
-                [{"role": "user", "content": "\ue000"}], tokenize=False, add_generation_prompt=True
-            )
-            head, tail = marked.split("\ue000")
-            neutral = prompt.replace("<|im_end|>", "<\u200b|im_end|>")
-            before = tokenizer(head + neutral + tail, add_special_tokens=False).input_ids
-        after = [*ids(response), tokenizer.eos_token_id if raw else control("<|im_end|>")]
+            before, whole = rendered(prompt), rendered(prompt, response)
+            whole = whole[: len(whole) - whole[::-1].index(tokenizer.eos_token_id)]
+        begin = next(n for n, (x, y) in enumerate(zip([*before, None], whole, strict=False)) if x != y)
         with torch.no_grad():
-            logits = network(torch.tensor([[*before, *after]])).logits[0].double()
-        logps = torch.log_softmax(logits, -1)[len(before) - 1 : -1]
-        picked = logps[torch.arange(len(after)), torch.tensor(after)]
-        found.append({"logp": picked.sum().item(), "tokens": len(after)})
+            logits = network(torch.tensor([whole])).logits[0].double()
+        logps = torch.log_softmax(logits, -1)[begin - 1 : -1]
+        picked = logps[torch.arange(len(whole) - begin), torch.tensor(whole[begin:])]
+        found.append({"logp": picked.sum().item(), "tokens": len(whole) - begin})
     return found
 
 
@@ -70,6 +80,20 @@ def test_scores_are_those_of_transformers_in_the_order_of_the_rows(raw, data, tm
     assert all(set(row) == {"logp", "tokens"} for row in ours)
     assert max(row["logp"] for row in ours) < -1, "all near 0 would agree whatever the model does"
     assert_same_scores(ours, torch_scores(data / "model", raw=raw))
+
+
+KINDS = ["llama2", "mistral_v1", "mistral_v3", "zephyr", "always", "never", "gpt2"]
+
+
+@pytest.mark.parametrize("raw", [False, True], ids=["chat", "raw"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_scores_of_every_kind_of_tokenizer_are_those_of_transformers(kind, raw, tmp_path):
+    tokenizer = getattr(small_tokenizers, kind)()
+    if not tokenizer.chat_template:
+        tokenizer = small_tokenizers.with_template(tokenizer, small_tokenizers.ZEPHYR)
+    model = tiny.make_model(tmp_path / "model", tokenizer=tokenizer, vocab_size=512)  # of one size: compiled once
+    ours = score(tmp_path, model, *(["--raw"] if raw else []))
+    assert_same_scores(ours, torch_scores(model, raw=raw), tolerance=1e-4 * max(row["tokens"] for row in ours))
 
 
 def test_scores_with_a_reference_have_the_implicit_reward(data, tmp_path):
