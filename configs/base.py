@@ -120,10 +120,11 @@ def get_config() -> ConfigDict:
     c.pairs.min_margin = 0.0  # a pair's scores must differ by more than this; 0 drops ties only (paper)
 
     c.dpo = ConfigDict()  # M1 to M2, M2 to M3
-    c.dpo.data = "pairs"  # "pairs" (paper), or "positives": SFT on answers of score 5 (the paper's comparison)
+    c.dpo.data = "pairs"  # "pairs" (paper); "positives": SFT on answers of score 5 (the paper's comparison); or a file
+    # of preferences, from which every M_t learns in the place of pairs of its own: nothing is answered or judged then
     c.dpo.loss_type = ("sigmoid",)  # paper; names as in TRL, several are added: sigmoid, sigmoid_norm, hinge, ipo,
     # robust, exo_pair, discopop, nca_pair, bco_pair, sppo_hard, apo_zero, apo_down, aot, aot_unpaired; without a
-    # reference: sft, simpo, orpo; and kto, for which both answers of a pair are rows of their own
+    # reference: sft, simpo, orpo; and kto, whose rows are single answers: both of a pair, or a file's with `label`
     c.dpo.loss_weights = ()  # one for each loss; (): 1 each
     c.dpo.beta = 0.1  # paper; ipo's tau, orpo's lambda
     c.dpo.label_smoothing = 0.0  # assumed share of flipped labels

@@ -14,9 +14,10 @@ from ml_collections import ConfigDict
 from selfreward_jax.configs import base
 from selfreward_jax.core.config import CHOICES, check, check_loss_bounds, leaves, load_config
 from selfreward_jax.core.errors import UserError, did_you_mean
+from selfreward_jax.core.forms import demonstration
 from selfreward_jax.core.interrupt import Interrupt
 from selfreward_jax.core.losses import check_losses, loss_settings
-from selfreward_jax.core.progress import meter
+from selfreward_jax.core.progress import meter, say
 from selfreward_jax.core.rows import Judgement, Pair, Prompt, Response, Row, as_messages, content_id, parse_row
 from selfreward_jax.engine.compiling import keep_compiled_programs
 from selfreward_jax.engine.generate import Completion, Engine, EngineSettings, Reading, Request
@@ -53,7 +54,7 @@ from selfreward_jax.training.loop import TrainSettings, train
 from selfreward_jax.training.objectives import SFT, Objective, make_objective
 from selfreward_jax.training.optimizer import OptimizerSettings
 from selfreward_jax.training.packing import Layout
-from selfreward_jax.training.preferences import given_pair, preference_rows
+from selfreward_jax.training.preferences import Single, given, preference_rows
 from selfreward_jax.training.step import ForwardSettings
 
 
@@ -91,9 +92,14 @@ def load(path: str, *, adapter: str = "", dtype: str = "float32", chat_template:
     return load_model(path, dtype=dtype, adapter=adapter, chat_template=chat_template, date=date)
 
 
-def _prompts(prompts: Sequence[Any]) -> list[Prompt]:
-    made = [p if isinstance(p, Prompt) else as_messages(p) for p in prompts]
-    return [p if isinstance(p, Prompt) else Prompt(content_id(p), p, "given") for p in made]
+def _prompts(prompts: Sequence[Any], where: str) -> list[Prompt]:
+    def made(prompt: Any) -> Prompt:
+        if isinstance(prompt, Prompt):
+            return prompt
+        messages = as_messages(prompt)
+        return Prompt(content_id(messages), messages, "given")
+
+    return [parse_row(prompt, made, f"{where}: prompt {number}") for number, prompt in enumerate(prompts, 1)]
 
 
 def generate(
@@ -116,7 +122,7 @@ def generate(
     Args:
       slots: rows decoded at a time; changes the speed, never what comes out.
     """
-    asked = list({p.id: p for p in _prompts(prompts)}.values())
+    asked = list({p.id: p for p in _prompts(prompts, "sr.generate")}.values())
     requests = [Request(p.id, tuple(model.chat.prompt_ids(p.messages))) for p in asked]
     settings = SamplingSettings(temperature, top_p, max_new_tokens, top_k, min_p, min_new_tokens, tuple(stop))
     engine = Engine(model, EngineSettings(slots=slots))
@@ -153,7 +159,7 @@ def judge(
         raise UserError(f"judge: the method {method!r} is not one of {', '.join(CHOICES['judge.method'])}.")
     if (method == "function") != (function is not None):
         raise UserError('judge: function=... goes with method="function", and that with it.')
-    asked = {p.id: p.messages for p in _prompts(prompts)}
+    asked = {p.id: p.messages for p in _prompts(prompts, "sr.judge")}
     if function:
         return [function_row(source_hash(function), function, asked[r.prompt_id], r) for r in responses]
     shown = JudgeTemplate(template)
@@ -203,9 +209,10 @@ def score(
     """Log-probability (nats, EOS included) and token count of each row's `response` given its `prompt`.
 
     Args:
+      rows: of any form of `core.forms.demonstration`; an answer may be empty.
       reference: adds `reference_logp`, and `reward`, the implicit one of DPO with this `beta`.
     """
-    examples = [_example(model, row["prompt"], row["response"]) for row in rows]
+    examples = _examples(model, rows, "sr.score", empty=True)
     logps = score_in_order(model, examples, rows=batch_size)
     made: list[Row] = [{"logp": logp, "tokens": len(e.response_ids)} for logp, e in zip(logps, examples, strict=True)]
     if reference is not None:
@@ -214,9 +221,13 @@ def score(
     return made
 
 
-def _example(model: Model, prompt: Any, response: str) -> Example:
-    prompt_ids, response_ids = model.chat.answer_ids(as_messages(prompt), response)
-    return Example(tuple(prompt_ids), tuple(response_ids))
+def _examples(model: Model, rows: Sequence[Mapping[str, Any]], where: str, *, empty: bool = False) -> list[Example]:
+    def made(row: Mapping[str, Any]) -> Example:
+        given = demonstration(row, empty=empty)
+        prompt_ids, response_ids = model.chat.answer_ids(given.messages, given.response)
+        return Example(tuple(prompt_ids), tuple(response_ids))
+
+    return [parse_row(row, made, f"{where}: row {number}") for number, row in enumerate(rows, 1)]
 
 
 def judge_metrics(rows: Sequence[Mapping[str, Any]], *, seed: int = 0) -> Row:
@@ -252,7 +263,7 @@ def pairs(
         raise UserError(f"pairs: the rule {rule!r} is not one of {', '.join(PAIR_RULES)}.")
     ref = ModelRef(model.name, model.hash)
     made, _, _ = make_pairs(
-        model.chat, _prompts(prompts), responses, judgements, model=ref, reference=ref,
+        model.chat, _prompts(prompts, "sr.pairs"), responses, judgements, model=ref, reference=ref,
         rule=rule, min_parsed=min_parsed, min_margin=min_margin, keep_truncated=keep_truncated,
     )  # fmt: skip
     return made
@@ -273,17 +284,18 @@ def sft(
     """A new model, trained on the `response` of each row, and the metrics of every step; `model` stays usable.
 
     Args:
+      rows: of any form of `core.forms.demonstration`.
       lora: trains an adapter alone, such as `LoraSettings(rank=8, alpha=16)`; it is merged into the new model, and
         `export(..., adapter_only=True)` writes it.
     """
-    data = [TrainRow((_example(model, row["prompt"], row["response"]),)) for row in rows]
+    data = [TrainRow((example,)) for example in _examples(model, rows, "sr.sft")]
     settings = _settings(model, len(data), learning_rate, final_learning_rate, epochs, batch_size, dropout, lora)
     return _train(model, data, SFT(), settings, seed, "SFT")
 
 
 def dpo(
     model: Model,
-    pairs: Sequence[Pair | Mapping[str, Any]],
+    pairs: Sequence[Pair | Single | Mapping[str, Any]],
     *,
     reference: Model | None = None,
     beta: float = 0.1,
@@ -300,7 +312,8 @@ def dpo(
     """A new model by DPO or another loss, and the metrics of every step.
 
     Args:
-      pairs: what `sr.pairs` gives; or rows of your own with `prompt`, `chosen` and `rejected`, text or messages.
+      pairs: what `sr.pairs` gives; or rows of your own, of any form of `core.forms.preference`; for
+        `loss_type="kto"` also of `core.forms.unpaired`. Pairs with the same answer twice are left out and counted.
       reference: `model` itself if none is given; not used by losses without one.
       loss_type: one name or several; see section `dpo` of configs/base.py.
       lora: as in `sft`.
@@ -313,12 +326,15 @@ def dpo(
     check_loss_bounds(losses, "sr.dpo: ")
     check_losses(losses, "sr.dpo: ")
     made = [
-        p if isinstance(p, Pair) else parse_row(p, lambda row: given_pair(row, model.chat), f"sr.dpo: pair {number}")
+        p if isinstance(p, Pair | Single) else parse_row(p, lambda row: given(row, model.chat), f"sr.dpo: row {number}")
         for number, p in enumerate(pairs, 1)
     ]
-    labelled, dropped = preference_rows(made, losses, model.context, "sr.dpo")
+    prepared = preference_rows(made, losses, model.context, "sr.dpo")
+    labelled, left_out = prepared.rows, prepared.left_out(model.context)
     if not labelled:
-        raise UserError(f"sr.dpo: no pairs to learn from; {dropped} exceed the context of {model.context} tokens.")
+        raise UserError(f"sr.dpo: no pairs to learn from; there are {left_out or 'none'}.")
+    if left_out:
+        say(f"sr.dpo: {left_out} of {len(made)} left out")
     data = [x.row for x in labelled]
     if losses.needs_reference:
         examples = [e for row in data for e in row.examples]

@@ -82,7 +82,9 @@ def sampling_arguments(parser: argparse.ArgumentParser) -> None:
 
 def score_arguments(parser: argparse.ArgumentParser) -> None:
     model_arguments(parser)
-    parser.add_argument("--input", required=True, metavar="FILE", help="JSONL rows with `prompt` and `response`")
+    parser.add_argument(
+        "--input", required=True, metavar="FILE", help="JSONL rows with `prompt` and `response`, or messages"
+    )
     parser.add_argument("--output", required=True, metavar="FILE", help="JSONL rows `logp`, `tokens`, in order")
     parser.add_argument("--raw", action="store_true", help="BOS + prompt + response + EOS, no chat template")
     parser.add_argument("--rows", type=number(int, 1), default=16, help="rows at a time (default 16)")

@@ -11,8 +11,8 @@ from rich.table import Table
 import selfreward_jax as sr
 from selfreward_jax import api
 from selfreward_jax.core.errors import UserError
-from selfreward_jax.core.rows import Judgement, Prompt, Response, content_id
-from selfreward_jax.training.preferences import given_pair
+from selfreward_jax.core.rows import Judgement, Pair, Prompt, Response, content_id
+from selfreward_jax.training.preferences import given
 from tests import tiny
 
 QUESTION = [{"role": "user", "content": "What is it?"}]
@@ -314,10 +314,10 @@ def test_preferences_of_ones_own_are_learnt_from_as_text_or_messages(model):
     plain = {"prompt": "What is it?", "chosen": "A cat.", "rejected": "No.", "source": "me"}
     say = lambda text: [{"role": "assistant", "content": text}]  # noqa: E731
     spoken = {"prompt": QUESTION, "chosen": say("A cat."), "rejected": say("No.")}
-    (pair, same) = (given_pair(row, model.chat) for row in (plain, spoken))
-    assert pair == same and pair.prompt_token_ids == tuple(model.chat.prompt_ids(QUESTION))
+    (pair, same) = (given(row, model.chat) for row in (plain, spoken))
+    assert isinstance(pair, Pair) and pair == same and pair.prompt_token_ids == tuple(model.chat.prompt_ids(QUESTION))
     assert pair.chosen_token_ids == tuple(model.chat.answer_ids(QUESTION, "A cat.")[1])
-    assert given_pair(dataclasses.asdict(dataclasses.replace(pair, chosen_token_ids=(7, 2))), model.chat) == (
+    assert given(dataclasses.asdict(dataclasses.replace(pair, chosen_token_ids=(7, 2))), model.chat) == (
         dataclasses.replace(pair, chosen_token_ids=(7, 2))
     )
     _, log = sr.dpo(model, [plain], batch_size=1, dropout=0.0)
@@ -328,14 +328,66 @@ def test_preferences_of_ones_own_are_learnt_from_as_text_or_messages(model):
     "row, says",
     [
         ({"prompt": "a", "chosen": "b"}, "the field 'rejected' is missing"),
-        ({"prompt": "a", "chosen": "b", "rejected": [{"role": "user", "content": "c"}]}, "rejected must be text or"),
+        ({"prompt": "a", "chosen": "b", "rejected": [{"role": "user", "content": "c"}]}, "must begin with the same"),
         ({"prompt": "", "chosen": "b", "rejected": "c"}, "must end with a user message"),
-        ({"prompt": "a", "chosen": "b", "rejected": "b"}, "chosen and rejected answer are the same"),
+        ({"prompt": "a", "response": "b"}, "needs prompt, chosen and rejected, or .*; found prompt, response"),
+        ({"prompt": "a", "chosen": "b", "rejected": "c", "weight": 0}, "its weight is 0.0 and must be above 0"),
     ],
 )
 def test_preferences_that_teach_nothing_are_refused_by_their_place(model, row, says):
-    with pytest.raises(UserError, match=f"^sr.dpo: pair 2.*{says}"):
+    with pytest.raises(UserError, match=f"^sr.dpo: (row|pair) 2.*{says}"):
         sr.dpo(model, [{"prompt": "a", "chosen": "b", "rejected": "c"}, row])
+
+
+def test_an_equal_pair_is_left_out_and_counted(model, capsys):
+    rows = [{"prompt": "a", "chosen": "b", "rejected": rejected} for rejected in ("c", "b", "d")]
+    _, log = sr.dpo(model, rows, batch_size=1, dropout=0.0)
+    assert len(log) == 2
+    assert "sr.dpo: 1 with the same answer on both sides of 3 left out" in capsys.readouterr().err
+    with pytest.raises(UserError, match="^sr.dpo: no pairs to learn from; there are 1 with the same answer on both"):
+        sr.dpo(model, rows[1:2])
+
+
+def test_kto_learns_from_single_answers_with_a_label(model):
+    rows = [{"prompt": f"{n}?", "completion": text, "label": n % 3 > 0} for n, text in enumerate(tiny.ANSWERS)]
+    better, log = sr.dpo(model, rows, loss_type="kto", batch_size=8, epochs=2, learning_rate=1e-3, dropout=0.0)
+    assert log[0]["loss"] == pytest.approx(0.5, abs=1e-5)  # of every answer, at first
+    before, after = ([x["logp"] for x in sr.score(m, rows)] for m in (model, better))
+    gains = np.subtract(after, before)
+    good = np.array([row["label"] for row in rows])
+    assert gains[good].mean() > gains[~good].mean()
+
+
+def test_pairs_and_single_answers_are_not_mixed_up(model):
+    pair, single = {"prompt": "a", "chosen": "b", "rejected": "c"}, {"prompt": "a", "completion": "b", "label": True}
+    with pytest.raises(UserError, match="^sr.dpo: row 1 and row 2 are a pair and a single answer"):
+        sr.dpo(model, [pair, single], loss_type="kto")
+    with pytest.raises(UserError, match="^sr.dpo: single answers with a label, and sigmoid learns from pairs"):
+        sr.dpo(model, [single, single])
+    with pytest.raises(UserError, match="^sr.dpo: kto needs answers to two prompts or more"):
+        sr.dpo(model, [single, single | {"label": False}], loss_type="kto")
+    with pytest.raises(UserError, match="^sr.dpo: margin_scale needs score_chosen and score_rejected"):
+        sr.dpo(model, [pair], margin_scale=0.1)
+
+
+@pytest.mark.parametrize("verb", [sr.sft, sr.score])
+def test_wrong_rows_are_refused_by_their_place(model, verb):
+    with pytest.raises(UserError, match=f"^sr.{verb.__name__}: row 2: the field 'response' is missing"):
+        verb(model, [{"prompt": "a", "response": "b"}, {"prompt": "a", "response": None}])
+    with pytest.raises(UserError, match="^sr.generate: prompt 2: prompt must be text or a list of messages"):
+        sr.generate(model, ["a", None])
+
+
+def test_rows_of_every_form_score_alike(model):
+    answer = {"role": "assistant", "content": "A cat."}
+    forms = [
+        {"prompt": "What is it?", "response": "A cat."},
+        {"messages": [*QUESTION, answer], "prompt": None},
+        {"prompt": QUESTION, "completion": [answer]},
+        {"conversations": [{"from": "human", "value": "What is it?"}, {"from": "gpt", "value": "A cat."}]},
+    ]
+    scores = sr.score(model, forms)
+    assert scores == scores[:1] * len(forms)
 
 
 @pytest.mark.slow

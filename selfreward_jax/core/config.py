@@ -30,7 +30,6 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "generation.attention": ("auto", "xla", "pallas"),
     "respond.truncated": ("drop", "keep"),
     "pairs.rule": ("best_worst",),  # the names of methods.pairing.PAIR_RULES
-    "dpo.data": ("pairs", "positives"),
     "dpo.init_from": ("current", "m0", "m1"),
     "dpo.reference": ("current", "m0", "m1"),
     "checkpoint.choose": ("last", "loss", "accuracy", "win_rate"),
@@ -188,8 +187,10 @@ def check(config: ConfigDict) -> None:
         raise UserError("config.judge.min_parsed: more than judge.samples; no response could ever be ranked.")
     if (given["judge.method"] == "function") != bool(given["judge.function"]):
         raise UserError("config.judge.function: goes with judge.method=function, and that with it.")
-    if given["prompts.source"] != "self_instruct" and not given["prompts.source"]:
+    if not given["prompts.source"]:
         raise UserError("config.prompts.source: empty; give self_instruct or a JSONL file.")
+    if (data := given["dpo.data"]) not in ("pairs", "positives") and not re.search(r"[./:]", data):
+        raise UserError(f"config.dpo.data: {data!r} is not one of pairs, positives, or a file of preferences.")
 
 
 def _check_bounds(name: str, value: float, low: float | None, high: float | None) -> None:

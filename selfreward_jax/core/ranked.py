@@ -6,12 +6,12 @@ direct answers to it. What is left out is counted by its reason.
 
 import collections
 import dataclasses
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from selfreward_jax.core import forms
 from selfreward_jax.core.errors import UserError
-from selfreward_jax.core.rows import Row, as_messages, content_id, group_by, last_request
+from selfreward_jax.core.rows import Messages, Row, as_messages, content_id, group_by, last_request
 from selfreward_jax.core.tables import read_table
 
 HELD_OUT = frozenset({"test", "validation", "valid", "val", "dev", "eval"})  # splits that are not to be trained on
@@ -83,12 +83,18 @@ class _Message:
 
 @dataclasses.dataclass(frozen=True)
 class _Row:
-    """A row of a file of ranked prompts; `lang` is None where it is not told, ranks where there are none."""
+    """A row of a file of ranked prompts; `lang` is None where it is not told, ranks where there are none.
 
-    prompt: tuple[dict[str, str], ...]
+    Attributes:
+      answers: texts with their ranks.
+      partial: it holds one answer of several, whose rank so far is its score with the sign turned.
+    """
+
+    prompt: Messages
     answers: tuple[tuple[str, float | None], ...]
     lang: str | None
     held_out: bool
+    partial: bool = False
 
 
 def prompt_key(prompt: Sequence[dict[str, str]]) -> str:
@@ -99,10 +105,9 @@ def prompt_key(prompt: Sequence[dict[str, str]]) -> str:
 def load_ranked(specs: Sequence[str], lang: str) -> tuple[list[Ranked], list[Step]]:
     """Prompts with ranked answers from one or more data sets, and what was left out.
 
-    Rows have `prompt` (text or messages) and `responses`, a list of objects with `text` and `rank` (0 is the best) or
-    `score` (more is better); or they are Open Assistant's messages with `message_id`, `parent_id`, `role`, `text`,
-    `lang` and `rank`, of which those marked as deleted, rejected by reviewers, never reviewed or synthetic are left
-    out. Messages of one conversation may lie in several data sets.
+    Rows are of the forms of `core.forms.ranked`; or they are Open Assistant's messages with `message_id`, `parent_id`,
+    `role`, `text`, `lang` and `rank`, of which those marked as deleted, rejected by reviewers, never reviewed or
+    synthetic are left out. Messages of one conversation may lie in several data sets.
 
     Args:
       lang: of prompts and answers, where the data tell it.
@@ -113,7 +118,7 @@ def load_ranked(specs: Sequence[str], lang: str) -> tuple[list[Ranked], list[Ste
     where = ", ".join(specs)
     rows = [row for spec in specs for row in read_table(spec, _parse, "ranked answers or Open Assistant's messages")]
     messages = [row for row in rows if isinstance(row, _Message)]
-    given = [row for row in rows if isinstance(row, _Row)]
+    given = _joined([row for row in rows if isinstance(row, _Row)])
     steps: list[Step] = []
     given += _first_turns(messages, where, steps) if messages else []
     steps.append(Step("read", "prompts", 0, len(given)))
@@ -145,6 +150,20 @@ def _left_out(steps: list[Step], what: str, unit: str, before: Sequence[Any], af
         steps.append(Step(what, unit, len(before) - len(after), len(after)))
 
 
+def _joined(rows: Sequence[_Row]) -> list[_Row]:
+    """Rows of one answer each as one row a prompt, where the first of them stood."""
+    made = []
+    for same in group_by(rows, lambda row: prompt_key(row.prompt) if row.partial else str(id(row))).values():
+        if not same[0].partial:
+            made.append(same[0])
+            continue
+        answers = [answer for row in same for answer in row.answers]
+        order = sorted({rank for _, rank in answers if rank is not None})
+        placed = tuple((text, None if rank is None else float(order.index(rank))) for text, rank in answers)
+        made.append(dataclasses.replace(same[0], answers=placed, held_out=any(row.held_out for row in same)))
+    return made
+
+
 def _merge(rows: Iterable[_Row]) -> Iterable[_Row]:
     """The first row of each prompt; it is held out if any of them is."""
     for same in group_by(rows, lambda row: prompt_key(row.prompt)).values():
@@ -168,60 +187,47 @@ def _parse(row: Row, split: str) -> "_Message | _Row":
     held_out = split.lower() in HELD_OUT
     if "message_id" in row:
         return _parse_message(row, held_out)
-    if "responses" in row:
-        return _parse_row(row, held_out)
     if "message_tree_id" in row:
         raise ValueError("a whole tree; give Open Assistant's messages, one a row (`..._messages`, not `..._trees`)")
-    found = ", ".join(map(str, row)) or "nothing"
-    raise ValueError(f"needs prompt and responses, or message_id, parent_id, role, text, lang and rank; found {found}")
+    if not any(name in row for name in (*forms.PROMPTS, *forms.SIDES)):
+        needed = "prompt and responses, or message_id, parent_id, role, text, lang and rank"
+        raise ValueError(f"needs {needed}; found {forms.columns(row)}")
+    return _parse_row(row, held_out)
 
 
 def _parse_message(row: Row, held_out: bool) -> _Message:
-    role, text, parent, lang = row["role"], row["text"], row["parent_id"], row["lang"]
+    role, text, parent, lang = row["role"], row["text"], row.get("parent_id"), row["lang"]
     if role not in ("prompter", "assistant"):
         raise ValueError(f"role {role!r} is unknown; prompter and assistant are known")
     if not isinstance(text, str) or not isinstance(lang, str):
         raise ValueError("text and lang must be text")
-    rank = _number(row["rank"] if role == "assistant" else None, "rank")
+    rank = forms.number(row.get("rank") if role == "assistant" else None, "rank")
     fault = "" if text.strip() else "empty"
     if row.get("deleted"):
         fault = "deleted"
     elif row.get("synthetic"):
         fault = "synthetic"
-    elif "review_result" in row and not row["review_result"]:
+    elif ("review_result" in row or "review_count" in row) and not row.get("review_result"):
         # Without a result but with reviews, the reviewers were of two minds; it stayed in the data.
-        rejected = row["review_result"] is not None
+        rejected = row.get("review_result") is not None
         fault = "rejected" if rejected else fault if row.get("review_count") else "unreviewed"
     parent = None if parent is None or parent == "" else str(parent)
     return _Message(str(row["message_id"]), parent, role, text, lang, rank, fault, held_out)
 
 
 def _parse_row(row: Row, held_out: bool) -> _Row:
-    responses = row["responses"]
-    if not isinstance(responses, list) or not all(isinstance(r, dict) for r in responses):
-        raise ValueError("responses must be a list of objects with text and rank or score")
-    answers: list[tuple[str, float | None, float | None]] = []
-    for response in responses:
-        text = response["text"]
-        if not isinstance(text, str):
-            raise ValueError("the text of a response must be text")
-        if text.strip():
-            answers.append((text, _number(response.get("rank"), "rank"), _number(response.get("score"), "score", True)))
-    if all(rank is None for _, rank, _ in answers):
-        order = sorted({score for _, _, score in answers if score is not None}, reverse=True)
-        answers = [(text, None if s is None else float(order.index(s)), s) for text, _, s in answers]
+    made = forms.ranked(row)
+    answers = [answer for answer in made.answers if answer.text.strip()]
+    ranks = [answer.rank for answer in answers]
+    if all(rank is None for rank in ranks):
+        order = sorted({-answer.score for answer in answers if answer.score is not None})
+        place = {score: score if made.partial else float(n) for n, score in enumerate(order)}
+        ranks = [None if answer.score is None else place[-answer.score] for answer in answers]
     lang = row.get("lang")
     if not isinstance(lang, str | None):
         raise ValueError(f"lang must be text, not {lang!r}")
-    return _Row(as_messages(row["prompt"]), tuple((text, rank) for text, rank, _ in answers), lang, held_out)
-
-
-def _number(value: Any, name: str, negative: bool = False) -> float | None:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or (value < 0 and not negative):
-        raise ValueError(f"{name} must be a number{'' if negative else ' from 0 on'}, not {value!r}")
-    return float(value)
+    texts = (answer.text for answer in answers)
+    return _Row(made.prompt, tuple(zip(texts, ranks, strict=True)), lang, held_out, made.partial)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import hashlib
 import json
 import random
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from etils import epath
@@ -18,6 +18,7 @@ from etils import epath
 from selfreward_jax.core.errors import UserError
 
 Row = dict[str, Any]
+Messages = tuple[dict[str, str], ...]
 T = TypeVar("T")
 
 
@@ -163,7 +164,7 @@ def parse_row(row: Any, parse: Callable[[Any], T], where: str) -> T:
       where: file and line, or whatever finds the row.
 
     Raises:
-      UserError: a bad row.
+      UserError: a bad row, or one for which `parse` raises it.
     """
     try:
         return parse(row)
@@ -173,6 +174,8 @@ def parse_row(row: Any, parse: Callable[[Any], T], where: str) -> T:
         raise UserError(f"{where}: the field {error} is missing.") from None
     except (TypeError, ValueError) as error:
         raise UserError(f"{where}: {error}.") from None
+    except UserError as error:  # such as a chat template's, which knows no place
+        raise UserError(f"{where}: {error}") from None
 
 
 def load_rows(path: epath.PathLike, kind: type[T]) -> list[T]:
@@ -195,26 +198,65 @@ def group_by(rows: Iterable[T], key: Callable[[T], str]) -> dict[str, list[T]]:
     return groups
 
 
-def as_messages(prompt: Any) -> tuple[dict[str, str], ...]:
-    """A prompt given as text or as a list of messages, as messages that end with the user's turn.
+# ShareGPT's names of roles beside the usual ones; TRL renames its fields and leaves these to the reader.
+ROLES = {role: role for role in ("system", "user", "assistant", "tool")} | {"human": "user", "gpt": "assistant"}
+# What a message may say outside of its content, and no prompt of this program would show.
+UNSEEN = ("tool_calls", "function_call", "thinking", "reasoning_content", "reasoning")
+
+
+def as_turns(value: Any, name: str) -> Messages:
+    """A conversation, or one message of it, as messages with `role` and `content` alone.
+
+    A message has `role` and `content`, or `from` and `value` as in ShareGPT; its content is text or a list of text
+    parts, which are joined. A field that is null counts as absent. TFDS and `datasets` may keep a list of messages as
+    one list of roles and one of contents.
+
+    Args:
+      name: of the column, for errors.
 
     Raises:
-      ValueError: neither of the two, an unknown role, or no user turn at the end.
+      ValueError: no conversation, an unknown role, or something in it that is not text.
     """
-    if isinstance(prompt, str):
-        prompt = [{"role": "user", "content": prompt}]
-    if not isinstance(prompt, (list, tuple)) or not prompt:
-        raise ValueError("a prompt must be text or a list of messages")
-    messages = []
-    for message in prompt:
-        if not isinstance(message, dict) or not isinstance(message.get("content"), str):
-            raise ValueError("a message must be an object with the fields role and content, both text")
-        if message.get("role") not in ("system", "user", "assistant"):
-            raise ValueError(f"role {message.get('role')!r} is unknown; system, user and assistant are known")
-        messages.append({"role": message["role"], "content": message["content"]})
-    if messages[-1]["role"] != "user" or not messages[-1]["content"].strip():
-        raise ValueError("a prompt must end with a user message that is not empty")
-    return tuple(messages)
+    if isinstance(value, Mapping) and value and all(isinstance(column, list) for column in value.values()):
+        value = [dict(zip(value, turn, strict=True)) for turn in zip(*value.values(), strict=True)]
+    value = [value] if isinstance(value, Mapping) else value
+    if not isinstance(value, list | tuple) or not value:
+        raise ValueError(f"{name} must be text or a list of messages that is not empty")
+    return tuple(_as_message(message, name, n) for n, message in enumerate(value, 1))
+
+
+def _as_message(message: Any, name: str, number: int) -> dict[str, str]:
+    where = f"{name}: message {number}"
+    if not isinstance(message, Mapping):
+        raise ValueError(f"{where} must be an object with the fields role and content")
+    role, content = (
+        next((message[field] for field in fields if message.get(field) is not None), None)
+        for fields in (("role", "from"), ("content", "value"))
+    )
+    if lost := [field for field in UNSEEN if message.get(field)]:
+        raise ValueError(f"{where} has {lost[0]}, which is not rendered here; write it into the content")
+    if not isinstance(role, str) or role not in ROLES:
+        raise ValueError(f"{where}: role {role!r} is unknown; system, user, assistant and tool are known")
+    if isinstance(content, list | tuple):
+        parts = [part if isinstance(part, Mapping) else {} for part in content]
+        if not all(part.get("type") == "text" and isinstance(part.get("text"), str) for part in parts):
+            raise ValueError(f"{where}: a list as content must hold parts of type text alone")
+        content = "".join(part["text"] for part in parts)
+    if not isinstance(content, str):
+        raise ValueError(f"{where} must have the fields role and content, both text")
+    return {"role": ROLES[role], "content": content}
+
+
+def as_messages(prompt: Any, name: str = "prompt") -> Messages:
+    """A prompt given as text or as a list of messages, as messages that the assistant answers next.
+
+    Raises:
+      ValueError: neither of the two, see `as_turns`; or neither a user's turn nor a tool's at the end.
+    """
+    turns = ({"role": "user", "content": prompt},) if isinstance(prompt, str) else as_turns(prompt, name)
+    if turns[-1]["role"] not in ("user", "tool") or not turns[-1]["content"].strip():
+        raise ValueError(f"{name} must end with a user message that is not empty")
+    return turns
 
 
 def last_request(messages: Iterable[dict[str, str]]) -> str:

@@ -4,8 +4,7 @@ Both become demonstrations: a conversation, and the turn that the model should l
 could be wrong with a row is found here, where its place is known.
 """
 
-import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib import resources
 from typing import Any, TypeVar
 
@@ -13,37 +12,34 @@ import numpy as np
 from etils import epath
 
 from selfreward_jax.core.errors import UserError
-from selfreward_jax.core.rows import Row, as_messages, parse_row, read_jsonl
-
-Messages = tuple[dict[str, str], ...]
+from selfreward_jax.core.forms import Demonstration, columns, demonstration, present
+from selfreward_jax.core.rows import Messages, Row, parse_row, read_jsonl
 
 TFDS = "tfds:"
 
 T = TypeVar("T")
 
 
-@dataclasses.dataclass(frozen=True)
-class Demonstration:
-    """A conversation that ends with the user's turn, and the answer that a person would want."""
-
-    messages: Messages
-    response: str
-
-
-def load_ift(spec: str) -> list[Demonstration]:
+def load_ift(spec: str, check: Callable[[Messages], None] = lambda messages: None) -> list[Demonstration]:
     """Instruction following demonstrations.
 
-    Rows have `prompt` (text or messages) and `response`, or `messages` that end with the assistant's answer, or
-    `instruction`, `input` (may be missing) and `output`. Further fields are ignored.
+    Rows are of the forms of `core.forms.demonstration`. Further fields are ignored.
 
     Args:
+      check: raises `UserError` for a conversation that can't be rendered.
       spec: "builtin", a JSONL file, or `tfds:NAME`, `tfds:NAME/SPLIT` and `tfds:NAME/SPLIT?data_dir=PATH`. The split
         is what follows the last slash, "train" where there is none.
 
     Raises:
       UserError: data that can't be read, or a wrong row, with its place.
     """
-    return _load(spec, "ift.jsonl", _ift_row)
+
+    def parse(row: Row) -> Demonstration:
+        made = demonstration(row)
+        check(made.messages)
+        return made
+
+    return _load(spec, "ift.jsonl", parse)
 
 
 def load_eft(
@@ -84,62 +80,23 @@ def _load(spec: str, builtin: str, parse: Callable[[Row], Demonstration]) -> lis
 # Rows
 
 
-def _ift_row(row: Row) -> Demonstration:
-    if "messages" in row:
-        return _conversation(row["messages"])
-    if "prompt" in row:
-        return Demonstration(as_messages(_as_list(row["prompt"])), _text(row, "response"))
-    if "instruction" in row:
-        # An absent, null or blank input is the usual way of this form to say that there is none.
-        given = _text(row, "input") if str(row.get("input") or "").strip() else ""
-        request = _text(row, "instruction") + ("\n\n" + given if given else "")
-        return Demonstration(as_messages(request), _text(row, "output"))
-    raise ValueError(f"needs prompt and response, messages, or instruction and output; found {_names(row)}")
-
-
 def _eft_row(
     row: Row,
     judge_prompt: Callable[[Messages, str], Messages],
     parse_score: Callable[[str], float | None],
 ) -> Demonstration:
-    if "messages" in row:
-        demonstration = _conversation(row["messages"])
-    elif "prompt" in row:
-        messages = as_messages(_as_list(row["prompt"]))
-        demonstration = Demonstration(judge_prompt(messages, _text(row, "response")), _text(row, "judgement"))
-    else:
-        raise ValueError(f"needs prompt, response and judgement, or messages; found {_names(row)}")
-    if parse_score(demonstration.response) is None:
+    row = present(row)
+    made = demonstration(row) if "messages" in row or "prompt" in row else None
+    if made is None:
+        raise ValueError(f"needs prompt, response and judgement, or messages; found {columns(row)}")
+    if "messages" not in row:
+        judgement = row["judgement"]
+        if not isinstance(judgement, str):
+            raise ValueError("judgement must be text")
+        made = Demonstration(judge_prompt(made.messages, made.response), judgement)
+    if parse_score(made.response) is None:
         raise ValueError("the judgement has no score that can be read; let it end with a line such as `Score: 3`")
-    return demonstration
-
-
-def _conversation(value: Any) -> Demonstration:
-    messages = _as_list(value)
-    last = messages[-1] if isinstance(messages, list) and messages else None
-    if not isinstance(last, dict) or last.get("role") != "assistant":
-        raise ValueError("messages must be a list that ends with an assistant's message")
-    if len(messages) == 1:
-        raise ValueError("messages must have a user's message before the assistant's")
-    return Demonstration(as_messages(messages[:-1]), _text(last, "content"))
-
-
-def _text(row: Mapping[str, Any], name: str) -> str:
-    value = row[name]
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{name} must be text that is not empty")
-    return value
-
-
-def _as_list(value: Any) -> Any:
-    """A list of messages; TFDS keeps a sequence of them as one list of roles and one of contents."""
-    if isinstance(value, dict) and value and all(isinstance(column, list) for column in value.values()):
-        return [dict(zip(value, turn, strict=True)) for turn in zip(*value.values(), strict=True)]
-    return value
-
-
-def _names(row: Row) -> str:
-    return ", ".join(map(str, row)) or "nothing"
+    return made
 
 
 # ---------------------------------------------------------------------------------------------------------------------

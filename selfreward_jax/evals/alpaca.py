@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from etils import epath
 
 from selfreward_jax.core.errors import UserError
+from selfreward_jax.core.forms import present
 from selfreward_jax.core.rows import Prompt, Row, as_messages, content_id, parse_row, read_jsonl
 
 
@@ -22,6 +23,7 @@ def parse_instruction(row: Row) -> tuple[Prompt, str]:
     Raises:
       KeyError, ValueError: no text to ask.
     """
+    row = present(row)
     text = row["instruction"] if "instruction" in row else row["prompt"]
     if not isinstance(text, str):
         raise ValueError("an instruction must be text; AlpacaEval has no conversations")

@@ -8,11 +8,12 @@ from typing import TypeVar
 from etils import epath
 
 from selfreward_jax.core.errors import UserError, shorten
+from selfreward_jax.core.forms import PROMPTS, demonstration, present, prompt_of
 from selfreward_jax.core.progress import say
 from selfreward_jax.core.rows import (
+    Messages,
     Prompt,
     Row,
-    as_messages,
     check_characters,
     content_id,
     last_request,
@@ -21,7 +22,6 @@ from selfreward_jax.core.rows import (
 )
 
 T = TypeVar("T")
-Messages = tuple[dict[str, str], ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +78,7 @@ def load_questions(path: str) -> list[Question]:
     Raises:
       UserError: a missing file or a wrong row.
     """
-    rows = read_rows(path, lambda row: _question(_asked(row), row), "rows with a prompt")
+    rows = read_rows(path, lambda row: _question(prompt_of(row), row), "rows with a prompt")
     first: dict[str, Question] = {}
     for question in rows:
         first.setdefault(question.prompt.id, question)
@@ -165,17 +165,12 @@ def _question(messages: Messages, row: Row) -> Question:
     return Question(Prompt(content_id(messages), messages, "file"), _category(row), _id(row))
 
 
-def _asked(row: Mapping) -> Messages:
-    if "instruction" in row and "prompt" not in row:
-        given = str(row.get("input") or "")
-        return as_messages(_text(row, "instruction") + (f"\n\n{given}" if given.strip() else ""))
-    return as_messages(row["prompt"])
-
-
 def _answer(row: Row) -> Answer:
-    messages = None if "id" in row and "prompt" not in row and "instruction" not in row else _asked(row)
-    text = _text(row, "output" if "output" in row and "response" not in row else "response")
-    return Answer(messages, _id(row), _category(row), text)
+    row = present(row)
+    if "id" not in row or any(name in row for name in PROMPTS):
+        given = demonstration(row, empty=True)
+        return Answer(given.messages, _id(row), _category(row), given.response)
+    return Answer(None, _id(row), _category(row), _text(row, "response" if "response" in row else "output"))
 
 
 def _id(row: Row) -> str:

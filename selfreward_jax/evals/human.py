@@ -1,26 +1,18 @@
-"""Answers that people have put in order, in any of three forms, as one: what a judge is measured against.
+"""Answers that people have put in order, in any of the forms of `core.forms.ranked`: what a judge is measured against.
 
-A row has a `prompt` (text or messages) and
-
-- `responses`, a list of objects with `text` and `rank` (0 the best) or `score` (higher is better); ranks count where
-  all answers have one, else scores; or
-- `chosen` and `rejected`, as preference data and RewardBench have them: text, a message, or a list of texts; or
-- `response_a`, `response_b` and `label`, which says which one people prefer: `a`, `b` or `tie`.
-
-`subset` (or `category`) names a part of the data that is also measured by itself. Further fields are ignored.
+Ranks count where all answers have one, else scores. `subset` (or `category`) names a part of the data that is also
+measured by itself. Further fields are ignored.
 """
 
 import dataclasses
-import math
 import random
-from typing import Any
+from collections.abc import Sequence
 
 from etils import epath
 
 from selfreward_jax.core.errors import UserError
-from selfreward_jax.core.rows import Prompt, Response, Row, as_messages, content_id, read_jsonl
-
-PREFERRED = {"a": 0, "a>b": 0, "b": 1, "b>a": 1, "tie": None, "a=b": None}
+from selfreward_jax.core.forms import Candidate, present, ranked
+from selfreward_jax.core.rows import Prompt, Response, Row, content_id, group_by, read_jsonl
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +24,7 @@ class RankedPrompt:
       ranks: of each answer, lower is better; equal where people prefer neither.
       subset: a part of the data, "" if the row names none.
       split: "" if the row names none.
+      partial: it is one row of several, each with one answer to the prompt.
     """
 
     prompt: Prompt
@@ -39,6 +32,7 @@ class RankedPrompt:
     ranks: tuple[float, ...]
     subset: str = ""
     split: str = ""
+    partial: bool = False
 
     @property
     def ordered(self) -> bool:
@@ -88,7 +82,7 @@ def load_human(path: epath.PathLike, *, split: str = "", max_prompts: int = 0, s
     Raises:
       UserError: a wrong row, with its line; no row of the split; no row that can be measured.
     """
-    rows = read_jsonl(path, parse_ranked, "ranked answers")
+    rows = _joined(read_jsonl(path, parse_ranked, "ranked answers"))
     if split:
         splits = sorted({row.split for row in rows if row.split})
         rows = [row for row in rows if row.split == split]
@@ -109,75 +103,40 @@ def load_human(path: epath.PathLike, *, split: str = "", max_prompts: int = 0, s
 
 
 def parse_ranked(row: Row) -> RankedPrompt:
-    """One row in any of the forms above. Raises `KeyError` or `ValueError` for a wrong one."""
-    messages = as_messages(row["prompt"])
-    if "responses" in row:
-        texts, ranks = _ranked(row["responses"])
-    elif "chosen" in row or "rejected" in row:
-        texts, ranks = _chosen(row["chosen"], row["rejected"])
-    elif "response_a" in row or "response_b" in row:
-        texts, ranks = _labelled(row)
-    else:
-        raise ValueError(
-            "a prompt without answers; give responses, or chosen and rejected, or response_a, response_b and label"
-        )
+    """One row. Raises `KeyError` or `ValueError` for a wrong one."""
+    row = present(row)
+    made = ranked(row)
+    if not made.answers:
+        raise ValueError("a prompt without answers")
     named = {name: row.get(name) or "" for name in ("subset", "category", "split")}
     for name, value in named.items():
         if not isinstance(value, str):
             raise ValueError(f"{name} must be text")
-    prompt = Prompt(content_id(messages), messages, "given")
-    return RankedPrompt(prompt, texts, ranks, named["subset"] or named["category"], named["split"])
+    return RankedPrompt(
+        Prompt(content_id(made.prompt), made.prompt, "given"),
+        tuple(answer.text for answer in made.answers),
+        _ranks(made.answers),
+        named["subset"] or named["category"],
+        named["split"],
+        made.partial,
+    )
 
 
-def _ranked(responses: Any) -> tuple[tuple[str, ...], tuple[float, ...]]:
-    if not isinstance(responses, list) or not responses:
-        raise ValueError("a prompt without answers; responses must be a list that is not empty")
-    if not all(isinstance(r, dict) for r in responses):
-        raise ValueError("responses must hold objects with the fields text and rank")
-    texts = tuple(_text(r.get("text"), f"the text of answer {n}") for n, r in enumerate(responses, 1))
-    ranks, scores = ([r.get(name) for r in responses] for name in ("rank", "score"))
+def _ranks(answers: Sequence[Candidate]) -> tuple[float, ...]:
+    ranks, scores = [a.rank for a in answers], [None if a.score is None else -a.score for a in answers]
     values = scores if None in ranks and None not in scores else ranks
-    missing = next((n for n, value in enumerate(values, 1) if value is None), None)
-    if missing:
+    if None in values:
         every = "every answer needs a rank, or every one a score"
-        raise ValueError(f"answer {missing} of {len(values)} has no rank; {every}")
-    numbers = [_number(value, n) for n, value in enumerate(values, 1)]
-    return texts, tuple(numbers if values is ranks else (-x for x in numbers))
+        raise ValueError(f"answer {values.index(None) + 1} of {len(values)} has no rank; {every}")
+    return tuple(value for value in values if value is not None)
 
 
-def _chosen(chosen: Any, rejected: Any) -> tuple[tuple[str, ...], tuple[float, ...]]:
-    better, worse = _texts(chosen, "chosen"), _texts(rejected, "rejected")
-    return better + worse, (0.0,) * len(better) + (1.0,) * len(worse)
-
-
-def _labelled(row: Row) -> tuple[tuple[str, ...], tuple[float, ...]]:
-    texts = tuple(_text(row[name], name) for name in ("response_a", "response_b"))
-    label = row["label"]
-    key = label.strip().lower().replace(" ", "") if isinstance(label, str) else label
-    if not isinstance(key, str) or key not in PREFERRED:
-        raise ValueError(f"label {label!r} is not one of a, b, tie")
-    best = PREFERRED[key]
-    return texts, tuple(0.0 if best in (None, n) else 1.0 for n in range(2))
-
-
-def _texts(value: Any, name: str) -> tuple[str, ...]:
-    """One text, a conversation's single answer as TRL writes it, or several texts as RewardBench 2 has them."""
-    if isinstance(value, str):
-        return (value,)
-    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):
-        return (_text(value[0].get("content"), name),)
-    if isinstance(value, list) and value and all(isinstance(x, str) for x in value):
-        return tuple(value)
-    raise ValueError(f"{name} must be text, a list with one message, or a list of texts")
-
-
-def _text(value: Any, what: str) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"{what} must be text")
-    return value
-
-
-def _number(value: Any, n: int) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"the rank or score of answer {n} must be a finite number, not {value!r}")
-    return float(value)
+def _joined(rows: Sequence[RankedPrompt]) -> list[RankedPrompt]:
+    """Rows of one answer each as one row a prompt, where the first of them stood; a text's best rank counts."""
+    made = []
+    for same in group_by(rows, lambda r: f"{r.prompt.id} {r.subset} {r.split}" if r.partial else str(id(r))).values():
+        best: dict[str, float] = {}
+        for text, rank in ((row.answers[0], row.ranks[0]) for row in same if row.partial):
+            best[text] = min(rank, best.get(text, rank))
+        made.append(dataclasses.replace(same[0], answers=(*best,), ranks=(*best.values(),)) if best else same[0])
+    return made

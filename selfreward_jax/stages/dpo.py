@@ -13,10 +13,22 @@ from selfreward_jax.stages.sft import fit, seed_rows
 from selfreward_jax.stages.training import is_trained, train_model, training_inputs
 from selfreward_jax.training.batches import Example, TrainRow
 from selfreward_jax.training.objectives import make_objective
-from selfreward_jax.training.preferences import Labelled, preference_rows
+from selfreward_jax.training.preferences import Labelled, Single, given, preference_rows
+
+OWN = ("pairs", "positives")  # as `dpo.data`: what the iteration made itself; else a file
 
 
-def preference_train(run: Run, t: int, pairs: Sequence[Pair]) -> ModelRef:
+def given_preferences(run: Run) -> list[Pair | Single]:
+    """The preferences of the file that `dpo.data` names; none where each iteration makes its own.
+
+    Raises:
+      UserError: there is no such file, or a row of it is wrong.
+    """
+    data = run.config.dpo.data
+    return [] if data in OWN else read_jsonl(data, lambda row: given(row, run.chat), "preferences")
+
+
+def preference_train(run: Run, t: int, pairs: Sequence[Pair | Single]) -> ModelRef:
     """M_t by DPO or another loss (`dpo.loss_type`) on the pairs, or by SFT on positives if `dpo.data` says so.
 
     The reference's log-probabilities are computed once, before training, so that only one model is in memory; not at
@@ -31,21 +43,25 @@ def preference_train(run: Run, t: int, pairs: Sequence[Pair]) -> ModelRef:
         return _fit_positives(run, t, init)
     losses = loss_settings(c)
     reference = run.reference(t) if losses.needs_reference else None
-    limit, path = min(c.max_length, run.context), str(run.root / f"m{t}" / "pairs.jsonl")
-    labelled, dropped = preference_rows(pairs, losses, limit, path)
-    facts = {"pairs": len(pairs) - dropped, "dropped_too_long": dropped}
-    if not labelled:
+    limit = min(c.max_length, run.context)
+    path = str(run.root / f"m{t}" / "pairs.jsonl") if c.data in OWN else c.data
+    prepared = preference_rows(pairs, losses, limit, path)
+    left_out = prepared.left_out(limit)
+    kept = len(pairs) - prepared.too_long - prepared.equal
+    facts = {"pairs": kept, "dropped_too_long": prepared.too_long, "dropped_equal": prepared.equal}
+    if not kept:
+        why = "dropped.jsonl beside it says why. More prompts, candidates or judgements may help."
         raise UserError(
-            f"{path}: no pairs to learn from ({len(pairs)} before the length limit of"
-            f" {limit} tokens); dropped.jsonl beside it says why. More prompts, candidates or judgements may help."
+            f"{path}: no pairs to learn from; there are {left_out or 'none'}{f'; {why}' if c.data in OWN else '.'}"
         )
+    labelled = prepared.rows
     rows = [x.row for x in labelled]
     frozen = {"reference": dataclasses.asdict(reference) if reference else None}
     inputs = training_inputs(run, "dpo", c, rows, init) | frozen
     if is_trained(run, t, title, inputs):
         return run.ref(f"m{t}")
-    if dropped:
-        say(f"{title}: {dropped} pairs exceed {limit} tokens and are left out")
+    if left_out:
+        say(f"{title}: {left_out} of {len(pairs)} left out")
     if reference:
         rows = reference_logps(run, t, reference, labelled, losses.ld_alpha)
     against = f"reference {reference.name.upper()}" if reference else "no reference"

@@ -99,7 +99,10 @@ def training_inputs(run: Run, stage: str, section, rows: Sequence[TrainRow], ini
         "stage": stage,
         "init_from": {"name": init.name, "hash": init.hash},
         "rows": content_id(
-            [[[[e.prompt_ids, e.response_ids] for e in row.examples], row.weight, row.margin] for row in rows]
+            [
+                [[[e.prompt_ids, e.response_ids] for e in row.examples], row.weight, row.margin, row.desirable]
+                for row in rows
+            ]
         ),
         "settings": section.to_dict(),
         "model": {k: v for k, v in run.config.model.to_dict().items() if k not in ("path", "adapter")},

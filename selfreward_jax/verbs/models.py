@@ -7,9 +7,10 @@ from etils import epath
 
 from selfreward_jax import api
 from selfreward_jax.core.errors import UserError
+from selfreward_jax.core.forms import demonstration, present
 from selfreward_jax.core.interrupt import Interrupt, end_at_once
 from selfreward_jax.core.progress import meter, say
-from selfreward_jax.core.rows import Row, as_messages, read_jsonl, to_line
+from selfreward_jax.core.rows import Messages, Row, read_jsonl, to_line
 from selfreward_jax.core.store import write_atomic
 from selfreward_jax.engine.score import implicit_reward, score_in_order
 from selfreward_jax.llama import hf
@@ -26,15 +27,16 @@ def score(options: argparse.Namespace, overrides: Overrides, interrupt: Interrup
     if not output.parent.exists():
         raise UserError(f"--output={output}: the folder {output.parent} does not exist.")
 
-    def parse(row: Row) -> tuple[str | tuple[dict[str, str], ...], str]:
-        prompt, response = row["prompt"], row["response"]
-        if not isinstance(response, str):
-            raise ValueError("response must be text")
-        if options.raw:
-            if not isinstance(prompt, str):
-                raise ValueError("with --raw, prompt must be text")
-            return prompt, response
-        return as_messages(prompt), response
+    def parse(row: Row) -> tuple[str | Messages, str]:
+        if not options.raw:
+            given = demonstration(row, empty=True)
+            return given.messages, given.response
+        row = present(row)
+        answer = "completion" if "completion" in row and "response" not in row else "response"
+        for name in ("prompt", answer):
+            if not isinstance(row[name], str):
+                raise ValueError(f"with --raw, {name} must be text")
+        return row["prompt"], row[answer]
 
     rows = read_jsonl(options.input, parse, "rows with prompt and response")
     how = {"dtype": options.dtype, "chat_template": options.chat_template}

@@ -129,8 +129,9 @@ def dpo(options: argparse.Namespace, overrides: Overrides, interrupt: Interrupt)
         return dry_run.show(_config(options, overrides), "dpo")
     work = _open(options, overrides, interrupt)
     t = _iteration(options, work)
-    model = dpo_stage.preference_train(work, t, _rows(work, t, "pairs", Pair))
-    if t == work.config.loop.iterations and work.config.loop.score_last:
+    given = dpo_stage.given_preferences(work)
+    model = dpo_stage.preference_train(work, t, given or _rows(work, t, "pairs", Pair))
+    if t == work.config.loop.iterations and work.config.loop.score_last and not given:
         score_last(work, model)
     if t == work.config.loop.iterations:
         report_on(work.root)

@@ -91,6 +91,12 @@ def test_every_filter_counts_what_it_left_out(tmp_path):
     ]
 
 
+def test_a_null_column_is_an_absent_one(tmp_path):
+    bare = [{name: value for name, value in row.items() if value is not None} for row in MESSAGES]
+    expected = load(write(tmp_path / "m.jsonl", MESSAGES))
+    assert load(write(tmp_path / "bare.jsonl", bare)) == expected
+
+
 def test_another_language_is_another_set(tmp_path):
     ranked, _ = load(write(tmp_path / "m.jsonl", MESSAGES), lang="de")
     assert texts(ranked) == [((Answer("Darum.", 0.0),), "Warum?")]
@@ -187,6 +193,37 @@ def test_ranks_come_before_scores_and_answers_without_either_are_left_out(row, e
     assert ranked[0].answers == tuple(Answer(text, rank) for text, rank in expected)
 
 
+@pytest.mark.parametrize(
+    "rows",
+    [
+        # HelpSteer's rows of one prompt need not stand together, and one answer may have two rows.
+        [
+            {"prompt": "Why?", "response": "b", "helpfulness": 1, "verbosity": 2},
+            {"prompt": "How?", "response": "x", "helpfulness": 4, "verbosity": 2},
+            {"prompt": "why?", "response": "a", "helpfulness": 3, "verbosity": 2},
+            {"prompt": "Why?", "response": "c", "helpfulness": 1, "verbosity": 2},
+            {"prompt": "Why?", "response": "c", "helpfulness": 0, "verbosity": 2},
+        ],
+        [
+            {"instruction": "Why?", "completions": [
+                {"response": text, "overall_score": score} for text, score in (("b", 5), ("a", 9.5), ("c", 5))
+            ]},
+            {"instruction": "How?", "completions": [{"response": "x", "fine-grained_score": 2.5}]},
+        ],
+    ],
+)  # fmt: skip
+def test_raw_rows_of_helpsteer_and_ultrafeedback_are_ranked_by_their_scores(rows, tmp_path):
+    ranked, _ = load(write(tmp_path / "m.jsonl", rows))
+    assert [r.answers for r in ranked] == [(Answer("a", 0), Answer("b", 1), Answer("c", 1)), (Answer("x", 0),)]
+
+
+def test_preferences_are_answers_of_two_ranks(tmp_path):
+    asked = "\n\nHuman: How?\n\nAssistant:"
+    rows = [{"prompt": "Why?", "chosen": "a", "rejected": "b"}, {"chosen": f"{asked} a", "rejected": f"{asked} b"}]
+    ranked, _ = load(write(tmp_path / "m.jsonl", rows))
+    assert [r.answers for r in ranked] == [(Answer("a", 0), Answer("b", 1))] * 2
+
+
 def test_equal_ranks_make_no_best_answer_and_nothing_to_compare(tmp_path):
     ranked, _ = load(write(tmp_path / "m.jsonl", [responses(("a", 0), ("b", 0)), {**responses(("a", 0), ("b", 1))}]))
     assert ranked[0].best is None and not ranked[0].comparable
@@ -208,8 +245,11 @@ def test_prompts_are_the_same_however_they_are_cased_and_spaced():
     [
         ([{**MESSAGES[0], "role": "user"}], "FILE:1: role 'user' is unknown; prompter and assistant are known"),
         ([{"message_id": "a", "role": "prompter"}], "FILE:1: the field 'text' is missing"),
-        ([MESSAGES[0], {**MESSAGES[1], "rank": "first"}], "FILE:2: rank must be a number from 0 on, not 'first'"),
-        ([MESSAGES[0], {**MESSAGES[1], "rank": -1}], "FILE:2: rank must be a number from 0 on, not -1"),
+        (
+            [MESSAGES[0], {**MESSAGES[1], "rank": "first"}],
+            "FILE:2: rank must be a finite number from 0 on, not 'first'",
+        ),
+        ([MESSAGES[0], {**MESSAGES[1], "rank": -1}], "FILE:2: rank must be a finite number from 0 on, not -1"),
         ([{"message_tree_id": "a", "prompt": {}}], "FILE:1: a whole tree; give Open Assistant's messages"),
         ([{"question": "Why?"}], "FILE:1: needs prompt and responses, or message_id, .*; found question"),
         ([{"prompt": "Why?", "responses": "x"}], "FILE:1: responses must be a list of objects"),

@@ -148,7 +148,7 @@ def test_messages_keep_their_roles_and_lose_other_fields():
         ([], "text or a list"),
         (["Why?"], "role and content"),
         ([{"role": "user", "content": None}], "role and content"),
-        ([{"role": "tool", "content": "x"}], "role 'tool' is unknown"),
+        ([{"role": "wizard", "content": "x"}], "role 'wizard' is unknown"),
         ([{"content": "x"}], "role None is unknown"),
         ([*ASKED, *ANSWERED], "end with a user message"),
         (" \n", "not empty"),

@@ -77,8 +77,9 @@ def test_files_that_answer_different_prompts_are_told_apart_with_counts(tmp_path
     ("rows", "expected"),
     [
         ([{"prompt": "One?"}], r"a\.jsonl:1: the field 'response' is missing"),
-        ([{"response": "1"}], r"a\.jsonl:1: the field 'prompt' is missing"),
-        ([{"prompt": "One?", "response": None}], r"a\.jsonl:1: response must be text"),
+        ([{"response": "1"}], r"a\.jsonl:1: needs prompt and response, .*; found response"),
+        ([{"prompt": "One?", "response": None}], r"a\.jsonl:1: the field 'response' is missing"),
+        ([{"prompt": "One?", "response": 1}], r"a\.jsonl:1: response must be text"),
         ([{"prompt": "One?", "response": "1", "category": 3}], "category must be text"),
         ([{"prompt": "One?", "response": x} for x in "12"], r"rows 1 and 2 answer the same prompt \('One\?'\)"),
         ([{"id": "q", "response": x} for x in "12"], r"rows 1 and 2 answer the same prompt \(id q\)"),

@@ -49,6 +49,26 @@ def test_an_answer_that_stands_in_several_rows_is_judged_once(tmp_path):
     assert [r.text for r in data.responses] == ["x", "y", "z"]
 
 
+def test_rows_of_one_answer_each_are_one_prompt(tmp_path):
+    scores = [("p", "x", 4), ("q", "y", 2), ("p", "z", 0), ("q", "x", 2), ("p", "z", 1)]
+    rows = [{"prompt": p, "response": text, "helpfulness": score} for p, text, score in scores]
+    data = load_human(tiny.write_jsonl(tmp_path / "d.jsonl", rows))
+    assert [(row.answers, row.ranks) for row in data.rows] == [(("x", "z"), (-4, -1))]
+    assert (data.equal_ranks, data.single_answer) == (1, 0)
+
+
+def test_preferences_of_every_form_are_answers_of_two_ranks(tmp_path):
+    asked, say = [{"role": "user", "content": "p"}], lambda text: [{"role": "assistant", "content": text}]
+    rows = [
+        {"prompt": "p", "chosen": asked + say("x"), "rejected": asked + say("y"), "messages": asked + say("x")},
+        {"chosen": "\n\nHuman: p\n\nAssistant: x", "rejected": "\n\nHuman: p\n\nAssistant: y", "split": None},
+        {"instruction": "p", "completions": [{"response": t, "overall_score": s} for t, s in (("x", 8), ("y", 3))]},
+    ]
+    data = load_human(tiny.write_jsonl(tmp_path / "d.jsonl", rows))
+    assert len(data.prompts) == 1 and {row.answers for row in data.rows} == {("x", "y")}
+    assert all(row.ranks[0] < row.ranks[1] for row in data.rows)
+
+
 def test_prompts_that_tell_no_order_are_counted_and_left_out(tmp_path):
     path = tiny.write_jsonl(tmp_path / "d.jsonl", [ranked(0, 1), ranked(3, 3), ranked(0), ranked(1, 1, 1)])
     data = load_human(path)
@@ -73,7 +93,7 @@ def test_a_split_is_chosen(tmp_path):
     ("row", "expected"),
     [
         ({"responses": []}, "the field 'prompt' is missing"),
-        ({"prompt": "p"}, "a prompt without answers; give responses, or chosen and rejected"),
+        ({"prompt": "p"}, "a prompt without answers; give responses, completions, chosen and rejected"),
         ({"prompt": "p", "responses": []}, "a prompt without answers"),
         ({"prompt": "p", "responses": ["x", "y"]}, "objects with the fields text and rank"),
         (ranked(0, None), "answer 2 of 2 has no rank"),
@@ -81,10 +101,11 @@ def test_a_split_is_chosen(tmp_path):
             {"prompt": "p", "responses": [{"text": "a", "rank": 0}, {"text": "b", "score": 1}]},
             "answer 2 of 2 has no rank",
         ),
-        (ranked(0, "1"), "answer 2 must be a finite number, not '1'"),
-        (ranked(0, True), "answer 2 must be a finite number, not True"),
-        (ranked(0, float("nan")), "answer 2 must be a finite number, not nan"),
-        ({"prompt": "p", "responses": [{"text": None, "rank": 0}]}, "the text of answer 1 must be text"),
+        (ranked(0, "1"), "the rank of answer 2 must be a finite number from 0 on, not '1'"),
+        (ranked(0, True), "answer 2 must be a finite number from 0 on, not True"),
+        (ranked(0, float("nan")), "answer 2 of 2 has no rank"),
+        ({"prompt": "p", "responses": [{"text": None, "rank": 0}]}, "the field 'text' is missing"),
+        ({"prompt": "p", "responses": [{"text": 3, "rank": 0}]}, "the text of answer 1 must be text"),
         ({"prompt": "p", "chosen": "x"}, "the field 'rejected' is missing"),
         ({"prompt": "p", "chosen": 3, "rejected": "y"}, "chosen must be text"),
         ({"prompt": "p", "response_a": "x", "response_b": "y"}, "the field 'label' is missing"),
