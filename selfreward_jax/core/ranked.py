@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from selfreward_jax.core.errors import UserError
+from selfreward_jax.core.readers import read_table
 from selfreward_jax.core.rows import Row, as_messages, content_id, group_by, last_request
-from selfreward_jax.core.tables import read_table
 
 HELD_OUT = frozenset({"test", "validation", "valid", "val", "dev", "eval"})  # splits that are not to be trained on
 

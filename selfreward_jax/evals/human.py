@@ -18,7 +18,8 @@ from typing import Any
 from etils import epath
 
 from selfreward_jax.core.errors import UserError
-from selfreward_jax.core.rows import Prompt, Response, Row, as_messages, content_id, read_jsonl
+from selfreward_jax.core.readers import read_rows
+from selfreward_jax.core.rows import Prompt, Response, Row, as_messages, content_id
 
 PREFERRED = {"a": 0, "a>b": 0, "b": 1, "b>a": 1, "tie": None, "a=b": None}
 
@@ -88,7 +89,7 @@ def load_human(path: epath.PathLike, *, split: str = "", max_prompts: int = 0, s
     Raises:
       UserError: a wrong row, with its line; no row of the split; no row that can be measured.
     """
-    rows = read_jsonl(path, parse_ranked, "ranked answers")
+    rows = read_rows(path, parse_ranked, "ranked answers")
     if split:
         splits = sorted({row.split for row in rows if row.split})
         rows = [row for row in rows if row.split == split]

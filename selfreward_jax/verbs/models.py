@@ -9,7 +9,8 @@ from selfreward_jax import api
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.interrupt import Interrupt, end_at_once
 from selfreward_jax.core.progress import meter, say
-from selfreward_jax.core.rows import Row, as_messages, read_jsonl, to_line
+from selfreward_jax.core.readers import read_rows
+from selfreward_jax.core.rows import Row, as_messages, to_line
 from selfreward_jax.core.store import write_atomic
 from selfreward_jax.engine.score import implicit_reward, score_in_order
 from selfreward_jax.llama import hf
@@ -36,7 +37,7 @@ def score(options: argparse.Namespace, overrides: Overrides, interrupt: Interrup
             return prompt, response
         return as_messages(prompt), response
 
-    rows = read_jsonl(options.input, parse, "rows with prompt and response")
+    rows = read_rows(options.input, parse, "rows with prompt and response")
     model = load_model(options.model, dtype=options.dtype, adapter=options.adapter)
     examples = [_example(model.chat, prompt, response, options.raw) for prompt, response in rows]
     for n, example in enumerate(examples, 1):
