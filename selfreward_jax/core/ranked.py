@@ -177,20 +177,20 @@ def _parse(row: Row, split: str) -> "_Message | _Row":
 
 
 def _parse_message(row: Row, held_out: bool) -> _Message:
-    role, text, parent, lang = row["role"], row["text"], row["parent_id"], row["lang"]
+    role, text, parent, lang = row["role"], row["text"], row.get("parent_id"), row["lang"]
     if role not in ("prompter", "assistant"):
         raise ValueError(f"role {role!r} is unknown; prompter and assistant are known")
     if not isinstance(text, str) or not isinstance(lang, str):
         raise ValueError("text and lang must be text")
-    rank = _number(row["rank"] if role == "assistant" else None, "rank")
+    rank = _number(row.get("rank") if role == "assistant" else None, "rank")
     fault = "" if text.strip() else "empty"
     if row.get("deleted"):
         fault = "deleted"
     elif row.get("synthetic"):
         fault = "synthetic"
-    elif "review_result" in row and not row["review_result"]:
-        # Without a result but with reviews, the reviewers were of two minds; it stayed in the data.
-        rejected = row["review_result"] is not None
+    elif not row.get("review_result") and ("review_result" in row or "review_count" in row):
+        # Without a result (null, so absent) but with reviews, the reviewers were of two minds; it stayed in the data.
+        rejected = "review_result" in row
         fault = "rejected" if rejected else fault if row.get("review_count") else "unreviewed"
     parent = None if parent is None or parent == "" else str(parent)
     return _Message(str(row["message_id"]), parent, role, text, lang, rank, fault, held_out)

@@ -242,7 +242,14 @@ def _json(path: epath.Path) -> Rows:
                 where = f"{path}:{reader.line}: item {reader.item}"
                 yield where, parse_row(value, lambda value, text=text: checked(value, text), where)
             return
-    yield from _jsonl(path)
+    rows = _jsonl(path)
+    try:
+        first = next(rows, None)
+    except UserError as error:
+        raise UserError(f"{error} A .json file holds an array of objects, or an object a line.") from None
+    if first:
+        yield first
+        yield from rows
 
 
 def _parquet(path: epath.Path) -> Rows:
@@ -289,7 +296,11 @@ def _table(path: epath.Path, delimiter: str, form: Form) -> Rows:
 
 
 def _kind(cell: str) -> Callable[[str], Any]:
-    return _WORDS.__getitem__ if cell in _WORDS else _number if _NUMBER.fullmatch(cell) else str
+    return _truth if cell in _WORDS else _number if _NUMBER.fullmatch(cell) else str
+
+
+def _truth(cell: str) -> bool:
+    return _WORDS[cell]
 
 
 def _number(cell: str) -> int | float:

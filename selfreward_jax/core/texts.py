@@ -11,6 +11,7 @@ import io
 import re
 import zlib
 from collections.abc import Iterator
+from typing import IO, cast
 
 from etils import epath
 
@@ -94,7 +95,7 @@ def opened(path: epath.Path) -> Iterator[io.BufferedReader]:
     packing = path.suffix.lower()
     with path.open("rb") as file:
         if packing not in PACKED:
-            yield file if isinstance(file, io.BufferedReader) else io.BufferedReader(file)
+            yield file if isinstance(file, io.BufferedReader) else io.BufferedReader(cast(io.RawIOBase, file))
             return
         head = file.read(512)
         file.seek(0)
@@ -109,7 +110,7 @@ def opened(path: epath.Path) -> Iterator[io.BufferedReader]:
             raise UserError(f"{path}: not a whole {kind} file ({seen}).") from None
 
 
-def _unpacked(file: io.BufferedReader, kind: str):
+def _unpacked(file: IO[bytes], kind: str):
     if kind == "gzip":
         return gzip.GzipFile(fileobj=file)
     import pyarrow  # here, since the command line starts without it
@@ -176,9 +177,8 @@ def read_text(path: epath.PathLike, field: str) -> str:
         data = file.read(MOST_BYTES + 1)
     if len(data) > MOST_BYTES:
         raise UserError(f"{field}: {path}: more than {MOST_BYTES >> 20} MiB, which is no text to read whole.")
-    form = looks_like(data[:512])
-    if form == _UTF16:
-        raise UserError(f"{field}: {path}: it looks like {form.name}; {form.mend}.")
+    if looks_like(data[:512]) == _UTF16:
+        raise UserError(f"{field}: {path}: it looks like {_UTF16.name}; {_UTF16.mend}.")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

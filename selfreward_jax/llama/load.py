@@ -21,7 +21,9 @@ from selfreward_jax.core.checkpoints import Checkpoints
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.hosts import is_writer
 from selfreward_jax.core.mesh import RULES, Rules, make_mesh
+from selfreward_jax.core.paths import local_path
 from selfreward_jax.core.store import write_atomic
+from selfreward_jax.core.texts import read_text
 from selfreward_jax.core.tokens import Chat
 from selfreward_jax.llama import gguf, hf, hf_save, peft
 from selfreward_jax.llama.checksum import params_hash
@@ -101,10 +103,10 @@ def _package_file(name: str) -> epath.Path:
 def _template_text(template: str) -> str:
     if template in ("", "plain"):
         return template
-    path = epath.Path(template)
+    path = local_path(template)
     if not path.exists():
         raise UserError(f"model.chat_template: {template}: no such file; give a Jinja file, plain, or nothing.")
-    return path.read_text()
+    return read_text(path, "model.chat_template")
 
 
 def _load_tokenizer(folder: epath.Path):
@@ -140,7 +142,7 @@ def locate(path: str) -> epath.Path:
     """
     if not path:
         raise UserError("model.path: empty; give a Hugging Face folder, a .gguf file, a run's model or package:NAME.")
-    location = _package_file(path.removeprefix("package:")) if path.startswith("package:") else epath.Path(path)
+    location = _package_file(path.removeprefix("package:")) if path.startswith("package:") else local_path(path)
     if not location.exists():
         raise UserError(f"model.path: {location}: no such file or folder.")
     if not location.is_dir() and not str(location).endswith(".gguf"):

@@ -9,10 +9,9 @@ import re
 from collections.abc import Iterable, Sequence
 from importlib import resources
 
-from etils import epath
-
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.rows import last_request
+from selfreward_jax.core.texts import read_text
 from selfreward_jax.core.tokens import neutralise
 
 MAX_SCORE = 5.0
@@ -60,12 +59,8 @@ class JudgeTemplate:
         Raises:
           UserError: no such file, or one without both placeholders.
         """
-        source = (
-            epath.Path(path) if path else epath.Path(str(resources.files("selfreward_jax"))) / "templates/judge.txt"
-        )
-        if not source.exists() or source.is_dir():
-            raise UserError(f"config.judge.template: {path}: no such file.")
-        self.text = source.read_text().strip()
+        source = path or str(resources.files("selfreward_jax") / "templates" / "judge.txt")
+        self.text = read_text(source, "config.judge.template").strip()
         for placeholder in ("{{prompt}}", "{{response}}"):
             if self.text.count(placeholder) != 1:
                 raise UserError(f"{source}: the judge template must contain {placeholder} exactly once.")

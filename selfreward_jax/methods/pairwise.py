@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from importlib import resources
 from typing import Literal, cast
 
-from etils import epath
-
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.rows import last_request
+from selfreward_jax.core.texts import read_text
 from selfreward_jax.core.tokens import neutralise
 
 Verdict = Literal["A", "B", "tie"]
@@ -52,11 +51,8 @@ class PairwiseTemplate:
         Raises:
           UserError: no such file, or one without each placeholder once.
         """
-        packaged = epath.Path(str(resources.files("selfreward_jax"))) / "templates/pairwise.txt"
-        source = epath.Path(path) if path else packaged
-        if not source.exists() or source.is_dir():
-            raise UserError(f"--template={path}: no such file.")
-        self.text = source.read_text().strip()
+        source = path or str(resources.files("selfreward_jax") / "templates" / "pairwise.txt")
+        self.text = read_text(source, "--template").strip()
         for placeholder in ("{{prompt}}", "{{first}}", "{{second}}"):
             if self.text.count(placeholder) != 1:
                 raise UserError(f"{source}: the pairwise template must contain {placeholder} exactly once.")

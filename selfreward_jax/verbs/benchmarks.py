@@ -22,6 +22,7 @@ from selfreward_jax.core import hosts
 from selfreward_jax.core.config import load_config
 from selfreward_jax.core.errors import UserError, did_you_mean
 from selfreward_jax.core.interrupt import Interrupt
+from selfreward_jax.core.paths import local_path
 from selfreward_jax.core.progress import say
 from selfreward_jax.core.readers import fingerprint, read_rows, stem
 from selfreward_jax.core.rows import Prompt, Row, content_id, group_by, read_jsonl, to_line
@@ -288,7 +289,8 @@ def harness(options: argparse.Namespace, overrides: Overrides, interrupt: Interr
     # Imported by name, so that types are checked alike with and without it.
     lm_eval = importlib.import_module("lm_eval")
     make_table = importlib.import_module("lm_eval.utils").make_table
-    manager = importlib.import_module("lm_eval.tasks").TaskManager(include_path=options.include_path or None)
+    folder = str(local_path(options.include_path)) if options.include_path else None
+    manager = importlib.import_module("lm_eval.tasks").TaskManager(include_path=folder)
     names = [name.strip() for name in options.tasks.split(",") if name.strip()]
     check_tasks(names, manager)
     desk = _open(options, overrides, interrupt)

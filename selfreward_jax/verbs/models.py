@@ -3,11 +3,10 @@
 import argparse
 from collections.abc import Sequence
 
-from etils import epath
-
 from selfreward_jax import api
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.interrupt import Interrupt, end_at_once
+from selfreward_jax.core.paths import local_path
 from selfreward_jax.core.progress import meter, say
 from selfreward_jax.core.readers import read_rows
 from selfreward_jax.core.rows import Row, as_messages, to_line
@@ -23,7 +22,7 @@ from selfreward_jax.verbs.runs import Overrides
 
 
 def score(options: argparse.Namespace, overrides: Overrides, interrupt: Interrupt) -> None:
-    output = epath.Path(options.output)
+    output = local_path(options.output)
     if not output.parent.exists():
         raise UserError(f"--output={output}: the folder {output.parent} does not exist.")
 
@@ -92,8 +91,9 @@ def export(options: argparse.Namespace, overrides: Overrides, interrupt: Interru
 def _export_adapter(options: argparse.Namespace) -> None:
     if options.adapter:
         raise UserError("export: give either --adapter=DIR or --adapter_only.")
-    config = hf.read_config(options.model)
-    learnt = adapter_since_m0(epath.Path(options.model), config)
+    model = local_path(options.model)
+    config = hf.read_config(model)
+    learnt = adapter_since_m0(model, config)
     save_adapter(options.output, config, learnt)
     say(f"what {options.model} learnt lies in {options.output}, an adapter of {learnt.base} for PEFT")
 
@@ -122,7 +122,7 @@ def newest_model(workdir: str) -> tuple[str, str]:
     Raises:
       UserError: there is no run.
     """
-    root = epath.Path(workdir)
+    root = local_path(workdir)
     config = stored_config(root)
     made = [p for p in root.glob("m*") if p.name[1:].isdigit() and p.name != "m0" and (p / MODEL_FILE).exists()]
     if made:

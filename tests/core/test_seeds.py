@@ -80,7 +80,7 @@ def test_every_form_of_an_eft_row_gives_the_judges_prompt_and_judgement(row, mes
     [
         ({"prompt": "Why?"}, "the field 'response' is missing"),
         ({"prompt": "Why?", "response": " \n"}, "response must be text that is not empty"),
-        ({"prompt": "Why?", "response": None}, "response must be text"),
+        ({"prompt": "Why?", "response": None}, "the field 'response' is missing"),
         ({"prompt": "", "response": "x"}, "user message that is not empty"),
         ({"prompt": [ANSWER], "response": "x"}, "end with a user message"),
         ({"prompt": [{"role": "tool", "content": "x"}], "response": "x"}, "role 'tool' is unknown"),
@@ -266,7 +266,7 @@ def test_a_slice_of_a_tfds_split_is_its_part(tfds_folder):
         ("columns/train", "row 1: the judgement has no score"),
         ("nothing_like_it/train", "no data set nothing_like_it.*check the name, or give the folder"),
         ("flat/dev", "Unknown split 'dev'.*train.*test"),
-        ("flat/train[:0]", "the split is empty"),
+        ("flat/train[:0]", "there is no row"),
         ("flat/train[9:]", "can't read it .*3 examples"),
         ("flat:9.9.9/train", "no data set flat:9.9.9"),
         ("not a name/train", "can't open it"),

@@ -83,7 +83,7 @@ def test_a_split_is_chosen(tmp_path):
         ),
         (ranked(0, "1"), "answer 2 must be a finite number, not '1'"),
         (ranked(0, True), "answer 2 must be a finite number, not True"),
-        (ranked(0, float("nan")), "answer 2 must be a finite number, not nan"),
+        (ranked(0, float("nan")), "NaN is no JSON; write null"),
         ({"prompt": "p", "responses": [{"text": None, "rank": 0}]}, "the text of answer 1 must be text"),
         ({"prompt": "p", "chosen": "x"}, "the field 'rejected' is missing"),
         ({"prompt": "p", "chosen": 3, "rejected": "y"}, "chosen must be text"),
