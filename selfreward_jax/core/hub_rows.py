@@ -16,6 +16,7 @@ from typing import Any
 from etils import epath
 
 from selfreward_jax.core.errors import UserError, did_you_mean
+from selfreward_jax.core.json_rows import present
 from selfreward_jax.core.paths import local_path
 from selfreward_jax.core.progress import say
 from selfreward_jax.core.rows import Row
@@ -200,7 +201,7 @@ def _of_splits(spec: str, name: Name, made: Any, every: bool) -> Found:
         try:
             for row in _cut(_plain_rows(by_split[split]), name.span):
                 number += 1
-                yield f"{where}: row {number}", split, row
+                yield f"{where}: row {number}", split, present(row)
         except UserError:
             raise
         except Exception as error:  # as in `rows`

@@ -17,11 +17,12 @@ _INT64, _UINT64 = -(2**63), 2**64
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object without its nulls, which stand for what is absent."""
     made = dict(pairs)
     if len(made) < len(pairs):
         twice = next(name for n, (name, _) in enumerate(pairs) if name in dict(pairs[:n]))
         raise ValueError(f"the field {shorten(twice)} comes twice")
-    return made
+    return {name: value for name, value in pairs if value is not None} if None in made.values() else made
 
 
 def _int(text: str) -> int:
@@ -40,6 +41,7 @@ def _constant(text: str) -> None:
     raise ValueError(f"{text} is no JSON; write null where there is no value")
 
 
+# Nulls go while objects are made: to walk through every row after that takes as long as to read it.
 DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=_int, parse_float=_float, parse_constant=_constant)
 
 
@@ -63,6 +65,17 @@ def checked(row: Any, text: str) -> dict[str, Any]:
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _NEAR_THE_END = 16  # characters; a literal or an escape that is cut off begins no farther from the end
+
+
+def present(value: Any) -> Any:
+    """A value of a table without its nulls and NaNs, which stand for what is absent; in lists they keep their place."""
+    if isinstance(value, dict):
+        return {name: present(x) for name, x in value.items() if x is not None and not _is_nan(x)}
+    return [present(x) for x in value] if isinstance(value, list | tuple) else value
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)
 
 
 class ArrayReader:

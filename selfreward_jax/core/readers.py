@@ -15,7 +15,6 @@ is null too, as pandas writes it. Of several splits `train` is read, unless one 
 import csv
 import hashlib
 import json
-import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,7 +24,7 @@ from etils import epath
 
 from selfreward_jax.core import hub_rows
 from selfreward_jax.core.errors import UserError
-from selfreward_jax.core.json_rows import ArrayReader, checked, row_of
+from selfreward_jax.core.json_rows import ArrayReader, checked, present, row_of
 from selfreward_jax.core.paths import local_path
 from selfreward_jax.core.rows import Row, parse_row
 from selfreward_jax.core.store import sha256_file
@@ -123,25 +122,11 @@ def _records(spec: str, what: str, every: bool) -> Iterator[tuple[str, str, Row]
       every: the rows of all splits; else those of one.
     """
     if spec.startswith(TFDS):
-        found = tfds_rows(spec)
-    elif spec.startswith(hub_rows.HF):
-        found = hub_rows.rows(spec, every, _of_file)
-    else:
-        path = local_path(spec)
-        found = _of_folder(path, what, every) if path.is_dir() else _of_one(path, what)
-    for where, split, row in found:
-        yield where, split, _present(row)
-
-
-def _present(value: Any) -> Any:
-    """A value without its nulls, which stand for what is absent; in a list they keep their place."""
-    if isinstance(value, dict):
-        return {name: _present(x) for name, x in value.items() if x is not None and not _is_nan(x)}
-    return [_present(x) for x in value] if isinstance(value, list | tuple) else value
-
-
-def _is_nan(value: Any) -> bool:
-    return isinstance(value, float) and math.isnan(value)
+        return tfds_rows(spec)
+    if spec.startswith(hub_rows.HF):
+        return hub_rows.rows(spec, every, _of_file)
+    path = local_path(spec)
+    return _of_folder(path, what, every) if path.is_dir() else _of_one(path, what)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -152,9 +137,10 @@ def _of_one(path: epath.Path, what: str) -> Iterator[tuple[str, str, Row]]:
     if not path.exists():
         raise UserError(f"{path}: no such file; it should hold {what}.")
     found = False
+    split = _split_of(path)
     for where, row in _of_file(path):
         found = True
-        yield where, _split_of(path), row
+        yield where, split, row
     if not found:
         raise UserError(f"{path}: the file is empty; it should hold {what}.")
 
@@ -174,8 +160,9 @@ def _of_folder(folder: epath.Path, what: str, every: bool) -> Iterator[tuple[str
     if not every and len(known := [split for split in by_split if split in SPLITS]) > 1:
         files = by_split[hub_rows.choose_split(str(folder), known)]
     for file in files:
+        split = _split_of(file)
         for where, row in _of_file(file):
-            yield where, _split_of(file), row
+            yield where, split, row
 
 
 def _split_of(path: epath.Path) -> str:
@@ -267,7 +254,7 @@ def _parquet(path: epath.Path) -> Rows:
             for batch in pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=1024):
                 for row in batch.to_pylist():
                     number += 1
-                    yield f"{path}: row {number}", row
+                    yield f"{path}: row {number}", present(row)
         except (pyarrow.ArrowException, OSError, ValueError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(f"{path}: not a Parquet file that can be read ({reason}).") from None
@@ -292,7 +279,7 @@ def _table(path: epath.Path, delimiter: str, form: Form) -> Rows:
                 kind = str if name in TEXT_COLUMNS else _kind(cell)
                 kinds[name] = kind if kinds.get(name, kind) is kind else str
     for where, row in _cells(path, delimiter, form):
-        yield where, {name: kinds[name](cell) if cell else None for name, cell in row.items()}
+        yield where, {name: kinds[name](cell) for name, cell in row.items() if cell}
 
 
 def _kind(cell: str) -> Callable[[str], Any]:

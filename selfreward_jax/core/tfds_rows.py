@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from selfreward_jax.core.errors import UserError
+from selfreward_jax.core.json_rows import present
 from selfreward_jax.core.paths import local_path
 from selfreward_jax.core.rows import Row, parse_row
 
@@ -21,7 +22,7 @@ def tfds_rows(spec: str) -> Iterator[tuple[str, str, Row]]:
     split = parse_tfds(spec)[1].partition("[")[0]
     for n, row in enumerate(_open_tfds(spec), 1):
         where = f"{spec}: row {n}"
-        yield where, split, parse_row(row, _plain, where)
+        yield where, split, parse_row(row, lambda row: present(_plain(row)), where)
 
 
 def _open_tfds(spec: str) -> Sequence[Row]:
