@@ -1,5 +1,8 @@
 """What people type as a path: one reading of it for input, output, models and templates."""
 
+import os
+from pathlib import PurePath
+
 from etils import epath
 
 from selfreward_jax.core.errors import UserError
@@ -17,11 +20,10 @@ def local_path(path: epath.PathLike) -> epath.Path:
     Raises:
       UserError: `~NAME` of a user whom the machine doesn't know.
     """
-    path = epath.Path(path)
     if not is_local(path):
-        return path
-    try:
-        path = path.expanduser()
-    except RuntimeError:
-        raise UserError(f"{path}: there is no such user's home folder here.") from None
-    return path.resolve() if ".." in path.parts else path.absolute()
+        return epath.Path(path)
+    text = os.path.expanduser(os.fspath(path))
+    if text.startswith("~"):
+        raise UserError(f"{text}: there is no such user's home folder here; a file of this name is ./{text}.")
+    # Through a link, `..` leads elsewhere than the text says.
+    return epath.Path(os.path.realpath(text) if ".." in PurePath(text).parts else os.path.abspath(text))

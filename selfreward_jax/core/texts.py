@@ -170,10 +170,10 @@ def read_text(path: epath.PathLike, field: str) -> str:
     Raises:
       UserError: no such file, nothing in it, or no UTF-8; `field` is named.
     """
-    source = local_path(path)
-    if not source.exists() or source.is_dir():
+    path = local_path(path)
+    if not path.exists() or path.is_dir():
         raise UserError(f"{field}: {path}: no such file.")
-    with source.open("rb") as file:
+    with path.open("rb") as file:
         data = file.read(MOST_BYTES + 1)
     if len(data) > MOST_BYTES:
         raise UserError(f"{field}: {path}: more than {MOST_BYTES >> 20} MiB, which is no text to read whole.")

@@ -105,7 +105,7 @@ def _template_text(template: str) -> str:
         return template
     path = local_path(template)
     if not path.exists():
-        raise UserError(f"model.chat_template: {template}: no such file; give a Jinja file, plain, or nothing.")
+        raise UserError(f"model.chat_template: {path}: no such file; give a Jinja file, plain, or nothing.")
     return read_text(path, "model.chat_template")
 
 
