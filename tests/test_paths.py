@@ -143,12 +143,6 @@ def test_an_unknown_users_home_is_one_line(capsys):
 
 
 def test_a_configuration_at_home_takes_its_argument(home):
-    lines = [
-        "from configs import base",
-        "def get_config(x):",
-        " c = base.get_config()",
-        " c.seed = int(x)",
-        " return c",
-    ]
-    (home / "mine.py").write_text("\n".join(lines))
+    lines = ["from configs import base", "def get_config(x):", " c = base.get_config()", " c.seed = int(x)"]
+    (home / "mine.py").write_text("\n".join([*lines, " return c"]))
     assert load_config("~/mine.py:7").seed == 7

@@ -189,7 +189,7 @@ def check(config: ConfigDict) -> None:
     if (given["judge.method"] == "function") != bool(given["judge.function"]):
         raise UserError("config.judge.function: goes with judge.method=function, and that with it.")
     if given["prompts.source"] != "self_instruct" and not given["prompts.source"]:
-        raise UserError("config.prompts.source: empty; give self_instruct or a JSONL file.")
+        raise UserError("config.prompts.source: empty; give self_instruct or a file of rows.")
 
 
 def _check_bounds(name: str, value: float, low: float | None, high: float | None) -> None:

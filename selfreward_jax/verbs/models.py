@@ -24,7 +24,7 @@ from selfreward_jax.verbs.runs import Overrides
 def score(options: argparse.Namespace, overrides: Overrides, interrupt: Interrupt) -> None:
     output = local_path(options.output)
     if not output.parent.exists():
-        raise UserError(f"--output={output}: the folder {output.parent} does not exist.")
+        raise UserError(f"--output={options.output}: the folder {output.parent} does not exist.")
 
     def parse(row: Row) -> tuple[str | tuple[dict[str, str], ...], str]:
         prompt, response = row["prompt"], row["response"]
