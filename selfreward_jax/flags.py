@@ -265,9 +265,7 @@ def _name_argument(parser: argparse.ArgumentParser) -> None:
 def alpaca_arguments(parser: argparse.ArgumentParser) -> None:
     _benchmark_arguments(parser)
     _name_argument(parser)
-    parser.add_argument(
-        "--prompts", required=True, metavar="FILE", help="alpaca_eval.json, or rows with `prompt`"
-    )
+    parser.add_argument("--prompts", required=True, metavar="FILE", help="alpaca_eval.json, or rows with `prompt`")
 
 
 def mt_bench_arguments(parser: argparse.ArgumentParser) -> None:

@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -54,7 +54,7 @@ def parse_name(spec: str) -> Name:
     """
     text, _, split = spec.removeprefix(HF).partition(":")
     wrong = UserError(f"{spec}: not understood; write hf:NAME[/CONFIG][:SPLIT], such as hf:org/name:train[:1000].")
-    found = re.fullmatch(r"([\w.+-]*)(?:\[(\d*):(\d*)\])?", split)
+    found = re.fullmatch(r"([\w.-]*)(?:\[(\d*):(\d*)\])?", split)
     if not found or (split and not found[1]):
         raise wrong
     span = (int(found[2] or 0), int(found[3]) if found[3] else None) if "[" in split else None
@@ -135,6 +135,24 @@ def choose_split(spec: str, there: Iterable[str], wanted: str = "") -> str:
     return "train"
 
 
+def check_whole(files: Sequence[epath.Path]) -> None:
+    """Raises `UserError` if a part of a file in parts is missing, or if rows lie there twice, in two forms."""
+    parts: dict[tuple[str, int], set[int]] = {}
+    forms: dict[str, epath.Path] = {}
+    for file in files:
+        bare = str(file)[: -len(form_of(file.name))]
+        if bare in forms:
+            raise UserError(f"{file}: {forms[bare].name} lies beside it, with the same rows perhaps; give one of them.")
+        forms[bare] = file
+        if found := re.search(r"^(.*)-(\d{5})-of-(\d{5})", str(file)):
+            parts.setdefault((found[1], int(found[3])), set()).add(int(found[2]))
+    for (name, count), there in parts.items():
+        if missing := set(range(count)) - there:
+            raise UserError(
+                f"{name}-{min(missing):05}-of-{count:05}: missing; {len(there)} of {count} parts are there."
+            )
+
+
 def _datasets(spec: str) -> Any:
     try:
         import datasets  # seconds that only those who use it should wait
@@ -177,6 +195,7 @@ def _of_folder(spec: str, name: Name, every: bool, read_file: ReadFile) -> Found
     except Exception as error:  # as in `rows`
         raise UserError(f"{spec}: {_reason(error, str(folder))}.") from None
     for split in _splits(spec, name, files, every):
+        check_whole([epath.Path(file) for file in files[split]])  # a cache may hold some of the files alone
         found = (row for file in files[split] for row in read_file(epath.Path(file)))
         for where, row in _cut(found, name.span):
             yield where, split, row

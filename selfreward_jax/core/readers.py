@@ -16,13 +16,12 @@ import csv
 import hashlib
 import json
 import re
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from etils import epath
 
-from selfreward_jax.core import hub_rows
+from selfreward_jax.core import hub_rows, texts
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.json_rows import ArrayReader, checked, present, row_of
 from selfreward_jax.core.paths import local_path
@@ -153,7 +152,7 @@ def _of_folder(folder: epath.Path, what: str, every: bool) -> Iterator[tuple[str
     files = sorted(p for p in inside if form_of(p.name) and p.name[0] != "." and p.name not in hub_rows.ABOUT)
     if not files:
         raise UserError(f"{folder}: no {', '.join(FORMS)} file in this folder; it should hold {what}.")
-    _check_whole(files)
+    hub_rows.check_whole(files)
     by_split: dict[str, list[epath.Path]] = {}
     for file in files:
         by_split.setdefault(_split_of(file), []).append(file)
@@ -170,24 +169,6 @@ def _split_of(path: epath.Path) -> str:
     word = re.split(r"[-_.]", path.name)[0]
     around = (name for name in reversed(path.parts[-3:-1]) if name in SPLITS)
     return word if word in SPLITS else next(around, word)
-
-
-def _check_whole(files: Sequence[epath.Path]) -> None:
-    """Raises `UserError` if a part of a file in parts is missing, or if rows lie there twice, in two forms."""
-    parts: dict[tuple[str, int], set[int]] = {}
-    forms: dict[str, epath.Path] = {}
-    for file in files:
-        bare = str(file)[: -len(form_of(file.name))]
-        if bare in forms:
-            raise UserError(f"{file}: {forms[bare].name} lies beside it, with the same rows perhaps; give one of them.")
-        forms[bare] = file
-        if found := re.search(r"^(.*)-(\d{5})-of-(\d{5})", str(file)):
-            parts.setdefault((found[1], int(found[3])), set()).add(int(found[2]))
-    for (name, count), there in parts.items():
-        if missing := set(range(count)) - there:
-            raise UserError(
-                f"{name}-{min(missing):05}-of-{count:05}: missing; {len(there)} of {count} parts are there."
-            )
 
 
 def _of_file(path: epath.Path) -> Rows:
@@ -268,7 +249,7 @@ def _parquet(path: epath.Path) -> Rows:
 _MAYBE_DIGITS = "prompt response chosen rejected completion instruction input output system question answer query text"
 TEXT_COLUMNS = frozenset(f"{_MAYBE_DIGITS} content judgement response_a response_b id".split())
 _NUMBER = re.compile(r"-?(0|[1-9]\d{0,17})(\.\d+)?([eE][+-]?\d{1,2})?")
-_WORDS = {"true": True, "True": True, "false": False, "False": False}
+_WORDS = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
 
 
 def _table(path: epath.Path, delimiter: str, form: Form) -> Rows:
@@ -296,7 +277,7 @@ def _number(cell: str) -> int | float:
 
 def _cells(path: epath.Path, delimiter: str, form: Form) -> Iterator[tuple[str, Mapping[str, str]]]:
     """Place and cells by column of each row. Raises `UserError` for a row that has not as many as the header."""
-    csv.field_size_limit(sys.maxsize)  # lines have a bound of their own
+    csv.field_size_limit(texts.MOST_BYTES)
     with opened(path) as file:
         _expect(path, file.peek(512)[:512], form)
         reader = csv.reader((line for _, line in read_lines(path, file)), delimiter=delimiter, strict=True)

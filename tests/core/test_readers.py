@@ -14,6 +14,7 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
+from etils import epath
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -168,7 +169,7 @@ json_rows_of_any_kind = st.lists(st.dictionaries(st.text(max_size=5), json_value
 @settings(max_examples=150, deadline=None)
 def test_an_array_is_read_the_same_however_it_is_cut_into_pieces(rows, indent, step):
     text = json.dumps(rows, indent=indent, ensure_ascii=False)
-    reader = ArrayReader(Path("r.json"), io.BufferedReader(io.BytesIO(b"")))
+    reader = ArrayReader(epath.Path("r.json"), io.BufferedReader(io.BytesIO(b"")))
     reader._pieces = iter([text[i : i + step] for i in range(0, len(text), step)])
     found = []
     for value, source in reader:
@@ -271,16 +272,19 @@ def test_a_pickle_is_not_opened(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.json.gz", "a.csv.gz", "a.jsonl.zst", "a.json.zst"])
-def test_what_unpacks_to_more_than_the_memory_is_refused_before_it_does(name, tmp_path, monkeypatch):
+BOMBS = [("a.jsonl.gz", False), ("a.json.gz", False), ("a.json.zst", False), ("a.csv.gz", False), ("a.csv.zst", True)]
+
+
+@pytest.mark.parametrize(("name", "lines"), BOMBS)
+def test_what_unpacks_to_more_than_the_memory_is_refused_before_it_does(name, lines, tmp_path, monkeypatch):
     for module in ("json_rows", "texts"):
         monkeypatch.setattr(f"selfreward_jax.core.{module}.MOST_BYTES", 1 << 20)
     start = {"json": b'[{"a": "', "csv": b'a,b\n1,"', "jsonl": b'{"a": "'}[name.split(".")[1]]
-    data = start + b"x" * (64 << 20)
+    data = start + (b"x\n" if lines else b"x") * (32 << 20)
     (tmp_path / name).write_bytes(gzip.compress(data, 1) if name.endswith("gz") else zstd(data))
     del data
     tracemalloc.start()
-    assert "MiB, which is no row" in refusal(tmp_path / name)
+    assert re.search("MiB, which is no row|field larger than", refusal(tmp_path / name))
     assert tracemalloc.get_traced_memory()[1] < 16 << 20
     tracemalloc.stop()
 
@@ -380,6 +384,9 @@ def test_without_a_network_the_hubs_cache_is_read(tmp_path):
     hub_cache(tmp_path)
     assert rows_of("hf:org/name") == rows_of(f"hf:org/name@{'0' * 40}:train") == ROWS[:2]
     assert rows_of("hf:org/name:test") == ROWS[2:]
+    snapshot = tmp_path / "hub/datasets--org--name/snapshots" / ("0" * 40)
+    (snapshot / "test.jsonl").rename(snapshot / "test-00001-of-00002.jsonl")
+    assert "test-00000-of-00002: missing; 1 of 2 parts are there" in refusal("hf:org/name:test")
     message = refusal("hf:org/other")
     assert message.startswith("hf:org/other: the hub can't be reached") and "--repo-type dataset org/other" in message
 
