@@ -1,6 +1,7 @@
-"""`~` is the home folder wherever a path may stand, and no folder is ever named so."""
+"""`~` is the home folder wherever a path may stand, and no folder is named so; all rows go through one reader."""
 
 import argparse
+import gzip
 from pathlib import Path
 
 import pytest
@@ -87,16 +88,37 @@ def without_literal_tilde() -> bool:
     return not [p for p in Path.cwd().rglob("*") if "~" in p.name]
 
 
+def command(verb: str, flag: str, value: str) -> list[str]:
+    words = [w for w in INSTEAD.get((verb, flag), COMMANDS[verb]) if w.partition("=")[0] != flag]
+    words = [value if w == "~/model" else w for w in words] if flag == "A B" else [*words, f"{flag}={value}"]
+    return [*verb.split(), *words]
+
+
 @pytest.mark.parametrize(("verb", "flag"), FLAGS, ids=[f"{verb} {flag}" for verb, flag in FLAGS])
 def test_every_flag_that_takes_a_path_means_the_home_folder(verb, flag, home, capsys):
     value = {"--config": BROKEN, "--output": TAKEN, "--workdir": TAKEN}.get(flag, GONE)
     if flag == "--output" and verb in ("report", "score"):
         value = f"{GONE}/file"
-    words = [w for w in INSTEAD.get((verb, flag), COMMANDS[verb]) if w.partition("=")[0] != flag]
-    words = [GONE if w == "~/model" else w for w in words] if flag == "A B" else [*words, f"{flag}={value}"]
     at_home = str(home / Path(value).parts[1])
-    assert_refused(capsys, [*verb.split(), *words], "read at home" if value == BROKEN else at_home)
+    assert_refused(capsys, command(verb, flag, value), "read at home" if value == BROKEN else at_home)
     assert without_literal_tilde() and (home / "taken" / "mine.txt").read_text() == "mine"
+
+
+ROWS = [
+    ("eval alpaca", "--prompts"), ("eval mt_bench", "--questions"), ("eval ifeval", "--data"), ("score", "--input"),
+    ("eval ifeval", "--responses"), ("eval judge", "--data"), ("eval winrate", "A B"), ("eval winrate", "--prompts"),
+    ("seeds", "--data"), ("seeds", "--ift"), ("seeds", "--exclude"),
+    *[("run", f"--config.{name}") for name in ("seeds.ift", "seeds.eft", "prompts.source")],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("verb", "flag"), ROWS, ids=[f"{verb} {flag}" for verb, flag in ROWS])
+def test_every_flag_that_takes_rows_takes_them_in_every_form(verb, flag, home, capsys):
+    """What no reader but the one of all forms would say, of a file in a folder that `datasets` splits."""
+    (home / "rows").mkdir()
+    (home / "rows" / "test.csv.gz").write_bytes(gzip.compress(b"a,b\n1,2\n3\n"))
+    words = command(verb, flag, "hf:~/rows:test")
+    assert_refused(capsys, words, f"{home / 'rows' / 'test.csv.gz'}:", "1 cells where the header has 2 columns")
 
 
 FIELDS = {
