@@ -36,7 +36,7 @@ def get_config() -> ConfigDict:
     c.mesh.rules.mlp = "tensor"
     c.mesh.rules.vocab = "tensor"
 
-    c.seeds = ConfigDict()  # "builtin", a JSONL file, or tfds:NAME/split
+    c.seeds = ConfigDict()  # "builtin", or rows: a file, a folder, hf:NAME, tfds:NAME/SPLIT
     c.seeds.ift = "builtin"  # instruction following: prompt, response (paper: 3,200 from Open Assistant)
     c.seeds.eft = "builtin"  # evaluation following: prompt, response, judgement (paper: 1,630); "" for none
     c.seeds.max_rows = 0  # of each set, 0 for all; the rows are chosen by the seed
@@ -62,8 +62,8 @@ def get_config() -> ConfigDict:
     c.sft.clip_norm = 1.0  # of the global gradient norm, 0 for none (not stated in the paper)
 
     c.prompts = ConfigDict()
-    c.prompts.source = "self_instruct"  # or a JSONL file with `prompt` (text or messages), split among iterations
-    c.prompts.seeds = ""  # demonstrations to draw from; "": seeds.ift (paper); or a JSONL file with `prompt`
+    c.prompts.source = "self_instruct"  # or rows with `prompt` (text or messages), split among iterations
+    c.prompts.seeds = ""  # demonstrations to draw from; "": seeds.ift (paper); or rows with `prompt`
     c.prompts.template = ""  # what asks for a list of tasks: "": the package's text; or a text file
     c.prompts.generator = "base"  # "base": M0, the same in every iteration (paper); "current": the model in training
     c.prompts.count = 5000  # new prompts for M2 (not stated in the paper)
@@ -195,7 +195,7 @@ def get_config() -> ConfigDict:
     # judge prefers to those of the others (paper: Claude 2)
     c.checkpoint.judge = "current"  # of win_rate, with the settings of judge.*: "current": the model that the training
     # began with; "m0", "m1" (for M1 itself M0); or any model by its path
-    c.checkpoint.prompts = ""  # of win_rate: a JSONL file with `prompt`; "": those of the held-out rows, of SFT IFT's
+    c.checkpoint.prompts = ""  # of win_rate: rows with `prompt`; "": those of the held-out rows, of SFT IFT's
     c.checkpoint.prompts_max = 253  # at most so many of them, drawn by the seed (paper)
     c.checkpoint.keep_best = 1  # best ones that are kept beside the newest, for "loss" and "accuracy"
 

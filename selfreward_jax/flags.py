@@ -82,9 +82,7 @@ def sampling_arguments(parser: argparse.ArgumentParser) -> None:
 
 def score_arguments(parser: argparse.ArgumentParser) -> None:
     model_arguments(parser)
-    parser.add_argument(
-        "--input", required=True, metavar="FILE", help="JSONL rows with `prompt` and `response`, or messages"
-    )
+    parser.add_argument("--input", required=True, metavar="FILE", help="rows with `prompt` and `response`, or messages")
     parser.add_argument("--output", required=True, metavar="FILE", help="JSONL rows `logp`, `tokens`, in order")
     parser.add_argument("--raw", action="store_true", help="BOS + prompt + response + EOS, no chat template")
     parser.add_argument("--rows", type=number(int, 1), default=16, help="rows at a time (default 16)")
@@ -164,8 +162,8 @@ def seeds_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         nargs="+",
         metavar="FILE",
-        help="Open Assistant's messages, or rows with `prompt` and ranked `responses`: .jsonl, .jsonl.gz, .parquet, a"
-        " folder of these, or tfds:NAME/SPLIT",
+        help="Open Assistant's messages, or rows with `prompt` and ranked `responses`: a file (JSONL, JSON, CSV,"
+        " Parquet; .gz, .zst), a folder of these, hf:NAME or tfds:NAME/SPLIT",
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="a new folder, or one to go on in")
     parser.add_argument("--model", default="", metavar="DIR", help="who judges for EFT: SFT on IFT alone (paper)")
@@ -205,7 +203,7 @@ def eval_judge_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--data", required=True, metavar="FILE",
-        help="JSONL: prompt and responses with ranks; or chosen and rejected; or response_a, response_b and label",
+        help="rows: prompt and responses with ranks; or chosen and rejected; or response_a, response_b and label",
     )  # fmt: skip
     parser.add_argument("--split", default="", help="only rows whose field split says so")
     parser.add_argument(
@@ -270,9 +268,7 @@ def _name_argument(parser: argparse.ArgumentParser) -> None:
 def alpaca_arguments(parser: argparse.ArgumentParser) -> None:
     _benchmark_arguments(parser)
     _name_argument(parser)
-    parser.add_argument(
-        "--prompts", required=True, metavar="FILE", help="alpaca_eval.json, or JSONL rows with `prompt`"
-    )
+    parser.add_argument("--prompts", required=True, metavar="FILE", help="alpaca_eval.json, or rows with `prompt`")
 
 
 def mt_bench_arguments(parser: argparse.ArgumentParser) -> None:
@@ -286,7 +282,7 @@ def ifeval_arguments(parser: argparse.ArgumentParser) -> None:
     _benchmark_arguments(parser, model=False)
     parser.add_argument("--data", required=True, metavar="FILE", help="IFEval's input_data.jsonl")
     parser.add_argument(
-        "--responses", default="", metavar="FILE", help="instead of a model: JSONL rows with `prompt` and `response`"
+        "--responses", default="", metavar="FILE", help="instead of a model: rows with `prompt` and `response`"
     )
 
 
@@ -302,14 +298,14 @@ def harness_arguments(parser: argparse.ArgumentParser) -> None:
 def eval_winrate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "sides", nargs="*", metavar="A B",
-        help="two models, or files of answers: JSONL with prompt and response, or AlpacaEval's JSON",
+        help="two models, or files of answers: rows with prompt and response, or AlpacaEval's JSON",
     )  # fmt: skip
     parser.add_argument(
         "--workdir", default="", metavar="RUN", help="instead of A and B: each M_t of a run against M_{t-1} and M1"
     )
     parser.add_argument(
         "--prompts", default="", metavar="FILE",
-        help="JSONL with prompt, and perhaps category (default: the prompts of a file of answers)",
+        help="rows with prompt, and perhaps category (default: the prompts of a file of answers)",
     )  # fmt: skip
     parser.add_argument("--judge", default="", metavar="DIR", help="a model (default with --workdir: its last one)")
     parser.add_argument(

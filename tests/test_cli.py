@@ -32,7 +32,7 @@ from tests.refused import assert_refused_at_once
         (["export", "--model=m", "--output=o", "--dtype=int8"], ["--dtype", "int8"]),
         (["chat"], ["--workdir=DIR", "--model=DIR"]),
         (["chat", "--workdir=w", "--model=m"], ["--workdir=DIR", "--model=DIR"]),
-        (["chat", "--workdir=w"], ["--workdir=w", "no run there"]),
+        (["chat", "--workdir=w"], ["--workdir=", "/w: no run there"]),
         (["chat", "--workdir=w", "--adapter=a"], ["--adapter=DIR goes with --model=DIR"]),
         (["chat", "--model=m", "--top_p=0"], ["--top_p"]),
         (["chat", "--model=m", "--temperature=-1"], ["--temperature"]),

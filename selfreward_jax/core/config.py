@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from absl import flags
-from etils import epath
 from ml_collections import ConfigDict, config_flags
 
 from selfreward_jax.configs import base
 from selfreward_jax.core.errors import UserError, did_you_mean
 from selfreward_jax.core.losses import LossSettings, check_losses, loss_settings
 from selfreward_jax.core.mesh import make_rules
+from selfreward_jax.core.paths import local_path
 
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "model.dtype": ("float32", "bfloat16"),
@@ -188,7 +188,7 @@ def check(config: ConfigDict) -> None:
     if (given["judge.method"] == "function") != bool(given["judge.function"]):
         raise UserError("config.judge.function: goes with judge.method=function, and that with it.")
     if not given["prompts.source"]:
-        raise UserError("config.prompts.source: empty; give self_instruct or a JSONL file.")
+        raise UserError("config.prompts.source: empty; give self_instruct or a file of rows.")
     if (data := given["dpo.data"]) not in ("pairs", "positives") and not re.search(r"[./:]", data):
         raise UserError(f"config.dpo.data: {data!r} is not one of pairs, positives, or a file of preferences.")
 
@@ -218,10 +218,10 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
     Raises:
       UserError: no such file, an unknown field (with near names), or a value of the wrong kind.
     """
-    file = epath.Path(re.sub(r"\.py:[^/]*$", ".py", path))
+    file = local_path(re.sub(r"\.py:[^/]*$", ".py", path))
     if not file.exists() or file.is_dir():
         raise UserError(f"--config={path}: no such file; see the folder configs/, for example configs/base.py.")
-    config = _with_overrides(config_flags.DEFINE_config_file, overrides, f"--config={path}", path)
+    config = _with_overrides(config_flags.DEFINE_config_file, overrides, f"--config={path}", str(local_path(path)))
     if not isinstance(config, ConfigDict):
         raise UserError(f"--config={path}: get_config() returned {type(config).__name__}, not a ConfigDict.")
     check(config)

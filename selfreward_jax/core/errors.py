@@ -1,11 +1,21 @@
 """The one exception that users see as one line: what is wrong, where, and how to mend it."""
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class UserError(Exception):
     """Input that can't be used. The command line prints it as one line and exits with status 2."""
+
+
+@contextlib.contextmanager
+def about(field: str) -> Iterator[None]:
+    """Names the field or flag that wrong input was given for."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{field}: {error}") from None
 
 
 def did_you_mean(word: str, known: Iterable[str], lead: str = " Did you mean ") -> str:

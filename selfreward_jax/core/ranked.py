@@ -11,8 +11,8 @@ from typing import Any
 
 from selfreward_jax.core import forms
 from selfreward_jax.core.errors import UserError
+from selfreward_jax.core.readers import read_table
 from selfreward_jax.core.rows import Messages, Row, as_messages, content_id, group_by, last_request
-from selfreward_jax.core.tables import read_table
 
 HELD_OUT = frozenset({"test", "validation", "valid", "val", "dev", "eval"})  # splits that are not to be trained on
 
@@ -207,9 +207,9 @@ def _parse_message(row: Row, held_out: bool) -> _Message:
         fault = "deleted"
     elif row.get("synthetic"):
         fault = "synthetic"
-    elif ("review_result" in row or "review_count" in row) and not row.get("review_result"):
-        # Without a result but with reviews, the reviewers were of two minds; it stayed in the data.
-        rejected = row.get("review_result") is not None
+    elif not row.get("review_result") and ("review_result" in row or "review_count" in row):
+        # Without a result (null, so absent) but with reviews, the reviewers were of two minds; it stayed in the data.
+        rejected = "review_result" in row
         fault = "rejected" if rejected else fault if row.get("review_count") else "unreviewed"
     parent = None if parent is None or parent == "" else str(parent)
     return _Message(str(row["message_id"]), parent, role, text, lang, rank, fault, held_out)

@@ -5,11 +5,9 @@ TRL has one. A wrong row is reported with its file, line and reason.
 """
 
 import dataclasses
-import gzip
 import hashlib
 import json
 import random
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -105,7 +103,7 @@ def from_dict(kind: type[T], row: Row) -> T:
 
 
 def read_jsonl(path: epath.PathLike, parse: Callable[[Row], T] = lambda row: row, what: str = "rows") -> list[T]:
-    """Parses every non-empty line of a JSONL file, which may be gzipped (`.gz`).
+    """Parses every non-empty line of a JSONL file that a run wrote; `core.readers` reads what people bring.
 
     Args:
       parse: from a JSON object to a row; raises `ValueError`, `KeyError` or `TypeError` for a bad one.
@@ -124,14 +122,8 @@ def read_jsonl(path: epath.PathLike, parse: Callable[[Row], T] = lambda row: row
 
 
 def _parse_lines(path: epath.Path, parse: Callable[[Row], T]) -> Iterator[T]:
-    data = path.read_bytes()
-    if path.suffix == ".gz":
-        try:
-            data = gzip.decompress(data)
-        except (OSError, EOFError, zlib.error) as error:
-            raise UserError(f"{path}: not a whole gzip file ({error}).") from None
     try:
-        text = data.decode("utf-8-sig")  # some editors begin a file with a byte order mark
+        text = path.read_bytes().decode("utf-8-sig")  # some editors begin a file with a byte order mark
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8.") from None
     for number, line in enumerate(text.split("\n"), 1):
@@ -172,6 +164,8 @@ def parse_row(row: Any, parse: Callable[[Any], T], where: str) -> T:
         raise UserError(f"{where}: not valid JSON ({error.msg} at column {error.colno}).") from None
     except KeyError as error:
         raise UserError(f"{where}: the field {error} is missing.") from None
+    except RecursionError:
+        raise UserError(f"{where}: nested too deeply.") from None
     except (TypeError, ValueError) as error:
         raise UserError(f"{where}: {error}.") from None
     except UserError as error:  # such as a chat template's, which knows no place

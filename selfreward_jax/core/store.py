@@ -18,6 +18,7 @@ from etils import epath
 
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.hosts import is_writer
+from selfreward_jax.core.paths import is_local, local_path
 from selfreward_jax.core.rows import Row, to_line
 from selfreward_jax.core.tokens import sha256_json
 
@@ -25,16 +26,6 @@ from selfreward_jax.core.tokens import sha256_json
 fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
 # Else gcsfs looks up the bucket's kind before every operation, and warns each time where it isn't told.
 os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
-
-
-def is_local(path: epath.Path) -> bool:
-    return "://" not in str(path)
-
-
-def local_path(path: epath.PathLike) -> epath.Path:
-    """A path as it will be found from any folder; one on an object store stays as it is."""
-    path = epath.Path(path)
-    return path.expanduser().resolve() if is_local(path) else path
 
 
 def write_atomic(path: epath.PathLike, data: bytes | str) -> None:
@@ -45,7 +36,7 @@ def write_atomic(path: epath.PathLike, data: bytes | str) -> None:
     """
     if not is_writer():
         return
-    path = epath.Path(path)
+    path = local_path(path)
     data = data.encode() if isinstance(data, str) else data
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

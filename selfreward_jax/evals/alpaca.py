@@ -5,14 +5,12 @@ there is lost without a word; better it is said here.
 """
 
 import collections
-import json
 from collections.abc import Sequence
-
-from etils import epath
 
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.forms import present
-from selfreward_jax.core.rows import Prompt, Row, as_messages, content_id, parse_row, read_jsonl
+from selfreward_jax.core.readers import read_rows
+from selfreward_jax.core.rows import Prompt, Row, as_messages, content_id
 
 
 def parse_instruction(row: Row) -> tuple[Prompt, str]:
@@ -32,22 +30,12 @@ def parse_instruction(row: Row) -> tuple[Prompt, str]:
 
 
 def read_instructions(path: str) -> list[tuple[Prompt, str]]:
-    """Requests from a JSON array such as `alpaca_eval.json`, or from JSONL.
+    """Requests of `alpaca_eval.json` or of any rows that `core.readers` reads.
 
     Raises:
       UserError: a bad file or row, or an instruction that comes twice.
     """
-    file = epath.Path(path)
-    if file.suffix == ".json" and file.exists():
-        try:
-            rows = json.loads(file.read_text())
-        except ValueError as error:
-            raise UserError(f"{path}: not valid JSON ({error}).") from None
-        if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
-            raise UserError(f"{path}: must be a JSON array of objects with an instruction, not empty.")
-        made = [parse_row(row, parse_instruction, f"{path}: row {n}") for n, row in enumerate(rows, 1)]
-    else:
-        made = read_jsonl(path, parse_instruction, "rows with prompt or instruction")
+    made = read_rows(path, parse_instruction, "rows with instruction or prompt")
     twice = [text for text, n in collections.Counter(p.messages[0]["content"] for p, _ in made).items() if n > 1]
     if twice:
         raise UserError(f"{path}: the instruction {twice[0][:60]!r} comes twice; AlpacaEval finds answers by it.")

@@ -1,27 +1,13 @@
-"""Prompts to compare answers on, and answers that lie in files: JSONL, or the JSON arrays of AlpacaEval."""
+"""Prompts to compare answers on, and answers that lie in files, in any form that `core.readers` reads."""
 
 import dataclasses
-import json
-from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
-
-from etils import epath
+from collections.abc import Mapping, Sequence
 
 from selfreward_jax.core.errors import UserError, shorten
 from selfreward_jax.core.forms import PROMPTS, demonstration, present, prompt_of
 from selfreward_jax.core.progress import say
-from selfreward_jax.core.rows import (
-    Messages,
-    Prompt,
-    Row,
-    check_characters,
-    content_id,
-    last_request,
-    parse_row,
-    read_jsonl,
-)
-
-T = TypeVar("T")
+from selfreward_jax.core.readers import read_rows
+from selfreward_jax.core.rows import Messages, Prompt, Row, content_id, last_request
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,35 +27,6 @@ class Answer:
     key: str
     category: str
     text: str
-
-
-def is_answer_file(path: str) -> bool:
-    """Whether a path means answers, and not a model."""
-    return path.endswith((".jsonl", ".json"))
-
-
-def read_rows(path: str, parse: Callable[[Row], T], what: str) -> list[T]:
-    """Rows of a JSONL file or of a JSON array (`.json`).
-
-    Raises:
-      UserError: see `read_jsonl`.
-    """
-    if not path.endswith(".json"):
-        return read_jsonl(path, parse, what)
-    if not epath.Path(path).exists() or epath.Path(path).is_dir():
-        raise UserError(f"{path}: no such file; it should hold {what}.")
-    try:
-        rows = json.loads(epath.Path(path).read_bytes().decode("utf-8-sig"))
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error}); name it .jsonl if it has an object a line.") from None
-    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
-        raise UserError(f"{path}: should hold {what}, a JSON array of objects.")
-
-    def checked(row: Row) -> T:
-        check_characters(row)
-        return parse(row)
-
-    return [parse_row(row, checked, f"{path}: item {n}") for n, row in enumerate(rows, 1)]
 
 
 def load_questions(path: str) -> list[Question]:

@@ -78,7 +78,7 @@ class Desk(Work):
         Raises:
           UserError: there is no such model.
         """
-        facts = epath.Path(path) / MODEL_FILE
+        facts = local_path(path) / MODEL_FILE
         if "://" not in path and not path.startswith("package:") and facts.exists():
             stored = json.loads(facts.read_text())
             if "path" not in stored:  # M0's folder names its model, and holds no weights

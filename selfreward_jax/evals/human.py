@@ -12,7 +12,8 @@ from etils import epath
 
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.forms import Candidate, present, ranked
-from selfreward_jax.core.rows import Prompt, Response, Row, content_id, group_by, read_jsonl
+from selfreward_jax.core.readers import read_rows
+from selfreward_jax.core.rows import Prompt, Response, Row, content_id, group_by
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +83,7 @@ def load_human(path: epath.PathLike, *, split: str = "", max_prompts: int = 0, s
     Raises:
       UserError: a wrong row, with its line; no row of the split; no row that can be measured.
     """
-    rows = _joined(read_jsonl(path, parse_ranked, "ranked answers"))
+    rows = _joined(read_rows(path, parse_ranked, "ranked answers"))
     if split:
         splits = sorted({row.split for row in rows if row.split})
         rows = [row for row in rows if row.split == split]

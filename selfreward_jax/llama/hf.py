@@ -272,7 +272,7 @@ def local_copy(path: epath.Path, opened: contextlib.ExitStack) -> str:
 
 def read_json(path: epath.Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_bytes().decode("utf-8-sig"))
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path}: no such file; a Hugging Face model folder has one.") from None
     except ValueError as error:

@@ -17,6 +17,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from selfreward_jax.core.errors import UserError
+from selfreward_jax.core.paths import local_path
 from selfreward_jax.llama.config import LlamaConfig, config_to_hf, config_to_json
 from selfreward_jax.llama.hf import CONFIG, GENERATION_CONFIG, INDEX, WEIGHTS, is_remote
 from selfreward_jax.llama.params import Params, ParamSpec, param_specs
@@ -78,7 +79,7 @@ def save_pretrained(
     """
     tensors = _exports(config, params, dtype)
     shards = _pack(tensors, max_shard_bytes)
-    target = epath.Path(folder)
+    target = local_path(folder)
     # Every process looks before any writes, or some would be left waiting for one that gave up.
     refuse_existing(target)
     wait_for_all(f"save_pretrained {target}: start")

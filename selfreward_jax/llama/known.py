@@ -1,8 +1,7 @@
 """Shapes of well-known public models, so that a run can be planned before their weights are here."""
 
-from etils import epath
-
 from selfreward_jax.core.errors import UserError
+from selfreward_jax.core.paths import local_path
 from selfreward_jax.llama.config import LlamaConfig, RopeConfig
 from selfreward_jax.llama.load import read_config
 
@@ -48,11 +47,11 @@ def shape_of(path: str) -> LlamaConfig:
     """
     name = path.rstrip("/").rsplit("/", 1)[-1].lower()
     known = next((shape for start, shape in SHAPES.items() if name.startswith(start)), None)
-    if known is None or path.startswith("package:") or (path and epath.Path(path).exists()):
+    if known is None or path.startswith("package:") or (path and local_path(path).exists()):
         try:
             return read_config(path)
         except UserError as error:
-            if path and not path.startswith("package:") and not epath.Path(path).exists():
+            if path and not path.startswith("package:") and not local_path(path).exists():
                 raise UserError(
                     f"{error} Without its files these can be planned by name: {', '.join(SHAPES)}."
                 ) from None

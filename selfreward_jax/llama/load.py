@@ -21,7 +21,9 @@ from selfreward_jax.core.checkpoints import Checkpoints
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.hosts import is_writer
 from selfreward_jax.core.mesh import RULES, Rules, make_mesh
+from selfreward_jax.core.paths import local_path
 from selfreward_jax.core.store import write_atomic
+from selfreward_jax.core.texts import read_text
 from selfreward_jax.core.tokens import DATE, Chat
 from selfreward_jax.llama import gguf, hf, hf_save, peft
 from selfreward_jax.llama.checksum import params_hash
@@ -102,11 +104,11 @@ def _template_text(template: str, own: Any) -> str:
     """What `Chat` takes for a template that is named as in the configuration, of a tokenizer that brings `own`."""
     if template in ("", "plain") or (isinstance(own, dict) and template in own):
         return template
-    path = epath.Path(template)
+    path = local_path(template)
     if not path.is_file():
         named = f", one of the model's own ({', '.join(own)})" if isinstance(own, dict) else ""
         raise UserError(f"model.chat_template: {template}: no such file; give a Jinja file, plain{named}, or nothing.")
-    return path.read_text()
+    return read_text(path, "model.chat_template")
 
 
 def _recorded_date(location: epath.Path) -> str:
@@ -148,7 +150,7 @@ def locate(path: str) -> epath.Path:
     """
     if not path:
         raise UserError("model.path: empty; give a Hugging Face folder, a .gguf file, a run's model or package:NAME.")
-    location = _package_file(path.removeprefix("package:")) if path.startswith("package:") else epath.Path(path)
+    location = _package_file(path.removeprefix("package:")) if path.startswith("package:") else local_path(path)
     if not location.exists():
         raise UserError(f"model.path: {location}: no such file or folder.")
     if not location.is_dir() and not str(location).endswith(".gguf"):

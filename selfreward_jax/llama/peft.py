@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.mesh import RULES, Rules
+from selfreward_jax.core.paths import local_path
 from selfreward_jax.llama import hf, hf_save
 from selfreward_jax.llama.config import LlamaConfig
 from selfreward_jax.llama.lora import Adapter, LoraSettings, lora_specs
@@ -56,7 +57,7 @@ def load_adapter(folder: epath.PathLike, config: LlamaConfig, mesh: Mesh, rules:
       UserError: a missing or damaged file, a target or a feature that is not supported, or tensors that are missing,
         left over, or of another shape than rank and model say.
     """
-    folder = epath.Path(folder)
+    folder = local_path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; an adapter is a folder with {CONFIG} and {WEIGHTS}.")
     fields = hf.read_json(folder / CONFIG)
@@ -127,7 +128,7 @@ def save_adapter(folder: epath.PathLike, config: LlamaConfig, adapter: Adapter) 
     Raises:
       UserError: `folder` exists.
     """
-    target = epath.Path(folder)
+    target = local_path(folder)
     hf_save.refuse_existing(target)
     hf_save.wait_for_all(f"save_adapter {target}: start")
     specs = lora_specs(config, adapter.settings)

@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any, cast
 
 from selfreward_jax.core.errors import UserError
+from selfreward_jax.core.paths import local_path
 from selfreward_jax.methods.judging import MAX_SCORE
 
 Messages = tuple[dict[str, str], ...]
@@ -35,7 +36,7 @@ def load_function(name: str) -> JudgeFunction:
         raise UserError(f"{where!r}: not understood; write module:name or file.py:name.")
     try:
         with _current_folder_first():
-            found = _from_file(Path(module)) if module.endswith(".py") else importlib.import_module(module)
+            found = _from_file(Path(local_path(module))) if module.endswith(".py") else importlib.import_module(module)
             function: Any = getattr(found, attribute)
     except (ImportError, OSError, SyntaxError) as error:
         raise UserError(f"{where}: can't be imported ({error}).") from None

@@ -10,9 +10,10 @@ from collections.abc import Iterable, Sequence
 
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.rows import last_request
+from selfreward_jax.core.texts import read_text
 from selfreward_jax.core.tokens import neutralise
 from selfreward_jax.methods.score_forms import FIVE, Scale, find_score
-from selfreward_jax.methods.template_files import check_placeholders, fill, packaged, read_text
+from selfreward_jax.methods.template_files import check_placeholders, fill, packaged
 
 MAX_SCORE = 5.0
 

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from typing import Literal, cast
 
 from selfreward_jax.core.rows import last_request
+from selfreward_jax.core.texts import read_text
 from selfreward_jax.core.tokens import neutralise
-from selfreward_jax.methods.template_files import check_placeholders, fill, packaged, read_text
+from selfreward_jax.methods.template_files import check_placeholders, fill, packaged
 
 Verdict = Literal["A", "B", "tie"]
 Outcome = Literal["win", "tie", "lose"]  # of one side, A

@@ -1,38 +1,14 @@
-"""Template files: the package's and a user's own, read alike, and filled in."""
+"""Templates of questions: the package's own, and how one is checked and filled in."""
 
 import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
-
-from etils import epath
 
 from selfreward_jax.core.errors import UserError
 
 
 def packaged(name: str) -> str:
     return (resources.files("selfreward_jax") / "templates" / name).read_text(encoding="utf-8")
-
-
-def read_text(path: str, field: str) -> str:
-    """A user's file, without a byte order mark and with plain line ends.
-
-    Raises:
-      UserError: no such file, nothing in it, or another encoding than UTF-8; `field` is named.
-    """
-    source = epath.Path(path).expanduser()
-    if not source.exists() or source.is_dir():
-        raise UserError(f"{field}: {path}: no such file.")
-    data = source.read_bytes()
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise UserError(
-            f"{field}: {path}:{line}: not UTF-8 at byte {error.start} of the file; save it as UTF-8."
-        ) from None
-    if not text.strip():
-        raise UserError(f"{field}: {path}: the file is empty.")
-    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def check_placeholders(text: str, names: Sequence[str], what: str, where: str) -> None:

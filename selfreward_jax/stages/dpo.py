@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.losses import loss_settings
 from selfreward_jax.core.progress import say
+from selfreward_jax.core.readers import read_rows
 from selfreward_jax.core.rows import Pair, Row, content_id, read_jsonl
 from selfreward_jax.engine.score import plan_batches, score_batch
 from selfreward_jax.stages.run import ModelRef, Run
@@ -25,7 +26,7 @@ def given_preferences(run: Run) -> list[Pair | Single]:
       UserError: there is no such file, or a row of it is wrong.
     """
     data = run.config.dpo.data
-    return [] if data in OWN else read_jsonl(data, lambda row: given(row, run.chat), "preferences")
+    return [] if data in OWN else read_rows(data, lambda row: given(row, run.chat), "preferences")
 
 
 def preference_train(run: Run, t: int, pairs: Sequence[Pair | Single]) -> ModelRef:

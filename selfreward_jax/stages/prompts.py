@@ -3,11 +3,12 @@
 import random
 
 from selfreward_jax.core import hosts
-from selfreward_jax.core.errors import UserError
+from selfreward_jax.core.errors import UserError, about
 from selfreward_jax.core.progress import meter, say
-from selfreward_jax.core.rows import Prompt, Row, as_messages, content_id, load_rows, read_jsonl, to_line
+from selfreward_jax.core.readers import fingerprint, iter_rows, read_rows
+from selfreward_jax.core.rows import Messages, Prompt, Row, as_messages, content_id, load_rows, to_line
 from selfreward_jax.core.seeds import load_ift
-from selfreward_jax.core.store import exists, sha256_file
+from selfreward_jax.core.texts import read_text
 from selfreward_jax.engine.generate import Completion, Engine, Request, check_requests
 from selfreward_jax.methods.self_instruct import (
     FilterSettings,
@@ -16,7 +17,7 @@ from selfreward_jax.methods.self_instruct import (
     first_item,
     pick_demonstrations,
 )
-from selfreward_jax.methods.template_files import packaged, read_text
+from selfreward_jax.methods.template_files import packaged
 from selfreward_jax.stages.run import ModelRef, Run
 from selfreward_jax.stages.sampling import sampling_settings
 
@@ -38,7 +39,7 @@ def create_prompts(run: Run, t: int, model: ModelRef) -> list[Prompt]:
     }
     if c.source != "self_instruct":
         rows = _from_file(run, t)
-        inputs["file"] = sha256_file(c.source)
+        inputs["file"] = fingerprint(c.source)
         if not run.is_made(artefact, inputs):
             run.write(artefact, inputs, "".join(map(to_line, rows)), metrics={"prompts/kept": len(rows)})
         return load_rows(run.root / artefact, Prompt)
@@ -47,12 +48,12 @@ def create_prompts(run: Run, t: int, model: ModelRef) -> list[Prompt]:
     ift = run.config.seeds.ift
     inputs |= {
         "model": generator.hash,
-        "ift": sha256_file(ift) if ift != "builtin" and exists(ift) else ift,
+        "ift": ift if ift == "builtin" else fingerprint(ift),
         "template": content_id(_template(c.template)),
         "rows": run.config.generation.slots,
     }
     if c.seeds:
-        inputs["seeds"] = sha256_file(c.seeds)
+        inputs["seeds"] = fingerprint(c.seeds)
     if run.is_made(artefact, inputs):
         run.skip(f"M{t} prompts")
     else:
@@ -85,12 +86,15 @@ def check_prompt_file(run: Run) -> None:
 def _from_file(run: Run, t: int) -> list[Prompt]:
     """The iteration's share of a prompt file, in the file's order."""
     c = run.config.prompts
-    if not exists(c.source):
-        raise UserError(f"config.prompts.source: {c.source}: no such file; give self_instruct or a JSONL file.")
-    rows = read_jsonl(c.source, lambda row: as_messages(row["prompt"]), "rows with a prompt")
-    prompts = list({content_id(messages): messages for messages in rows}.values())
     start = sum(wanted(c, i) for i in range(2, t))
-    share = prompts[start : start + wanted(c, t)]
+    found: dict[str, Messages] = {}
+    with about("config.prompts.source"):
+        for messages in iter_rows(c.source, lambda row: as_messages(row["prompt"]), "rows with a prompt"):
+            found.setdefault(content_id(messages), messages)
+            if len(found) == start + wanted(c, t):
+                break
+    prompts = list(found.values())
+    share = prompts[start:]
     if not share:
         raise UserError(
             f"config.prompts.source: {c.source} has {len(prompts)} prompts, none left for M{t};"
@@ -150,7 +154,7 @@ def _seeds(path: str, ift: str) -> list[str]:
     """The demonstrations that prompts are written after."""
     if not path:
         return [d.messages[-1]["content"] for d in load_ift(ift)]
-    return read_jsonl(path, lambda row: as_messages(row["prompt"])[-1]["content"], "rows with a prompt")
+    return read_rows(path, lambda row: as_messages(row["prompt"])[-1]["content"], "rows with a prompt")
 
 
 def _template(path: str) -> str:

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from selfreward_jax.core.config import split_names
-from selfreward_jax.core.errors import UserError
+from selfreward_jax.core.errors import about
 from selfreward_jax.core.hosts import is_writer
 from selfreward_jax.core.progress import say
+from selfreward_jax.core.readers import fingerprint
 from selfreward_jax.core.rows import Prompt, Row, content_id
-from selfreward_jax.core.store import exists, sha256_file
 from selfreward_jax.llama.load import MODEL_FILE, save_merged, save_model_files
 from selfreward_jax.llama.lora import LoraSettings, count_lora
 from selfreward_jax.llama.params import count_params
@@ -114,9 +114,8 @@ def training_inputs(run: Run, stage: str, section, rows: Sequence[TrainRow], ini
 
 
 def _file_hash(path: str) -> str:
-    if path and not exists(path):
-        raise UserError(f"config.checkpoint.prompts: {path}: no such file; give a JSONL file, or nothing.")
-    return sha256_file(path) if path else ""
+    with about("config.checkpoint.prompts"):
+        return fingerprint(path) if path else ""
 
 
 def is_trained(run: Run, t: int, title: str, inputs: dict[str, Any]) -> bool:

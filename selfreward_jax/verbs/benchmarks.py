@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from etils import epath
 from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
@@ -23,9 +22,10 @@ from selfreward_jax.core import hosts
 from selfreward_jax.core.config import load_config
 from selfreward_jax.core.errors import UserError, did_you_mean
 from selfreward_jax.core.interrupt import Interrupt
+from selfreward_jax.core.paths import local_path
 from selfreward_jax.core.progress import say
+from selfreward_jax.core.readers import fingerprint, read_rows, stem
 from selfreward_jax.core.rows import Prompt, Row, content_id, group_by, read_jsonl, to_line
-from selfreward_jax.core.store import sha256_file
 from selfreward_jax.engine.generate import Completion, Request
 from selfreward_jax.evals import alpaca as alpaca_eval
 from selfreward_jax.evals import ifeval as ifeval_eval
@@ -101,7 +101,7 @@ def alpaca(options: argparse.Namespace, overrides: Overrides, interrupt: Interru
     asked = alpaca_eval.read_instructions(options.prompts)
     desk = _open(options, overrides, interrupt)
     ref, name = desk.ref(options.model), options.name or model_name(options.model)
-    _claim(desk, {"verb": "alpaca", "name": name, "model": ref.hash, "data": sha256_file(options.prompts)})
+    _claim(desk, {"verb": "alpaca", "name": name, "model": ref.hash, "data": fingerprint(options.prompts)})
     rows = alpaca_eval.model_outputs(asked, _answers(desk, "samples", ref, [p for p, _ in asked]), name)
     alpaca_eval.check_outputs(rows, asked)
     inputs = {"stage": "alpaca", "rows": content_id(rows)}
@@ -114,14 +114,14 @@ def alpaca(options: argparse.Namespace, overrides: Overrides, interrupt: Interru
 
 
 def mt_bench(options: argparse.Namespace, overrides: Overrides, interrupt: Interrupt) -> None:
-    questions = read_jsonl(options.questions, mt.parse_question, "MT-bench's questions")
+    questions = read_rows(options.questions, mt.parse_question, "MT-bench's questions")
     if len({q.id for q in questions}) < len(questions):
         raise UserError(f"{options.questions}: a question_id comes twice.")
     name = options.name or model_name(options.model)
     mt.check_model_name(name)
     desk = _open(options, overrides, interrupt)
     ref = desk.ref(options.model)
-    _claim(desk, {"verb": "mt_bench", "name": name, "model": ref.hash, "data": sha256_file(options.questions)})
+    _claim(desk, {"verb": "mt_bench", "name": name, "model": ref.hash, "data": fingerprint(options.questions)})
     answers: dict[int, tuple[str, ...]] = {q.id: () for q in questions}
     for turn in mt.TURNS:
         for group in group_by(questions, lambda q: f"{q.temperature:g}").values():
@@ -165,7 +165,7 @@ def _grade(
     _write(desk, file, inputs, lambda: "".join(map(to_line, rows)))
     facts = mt.averages(rows, {q.id: q.category for q in questions})
     about = {"kind": "mt_bench", "model": name, "hash": ref.hash, "judge": {"name": judge_name, "hash": judge.hash}}
-    about |= {"questions": len(questions), "data_sha256": sha256_file(options.questions)}
+    about |= {"questions": len(questions), "data_sha256": fingerprint(options.questions)}
     _result(desk, about | facts, inputs)
     cell = lambda x: "-" if x is None else f"{x:.2f}"  # noqa: E731
     table = [*facts["by_category"].items(), ("all", facts["by_turn"])]
@@ -220,25 +220,25 @@ def _no_mark(name: str, rows: Sequence[Row]) -> UserError:
 def ifeval(options: argparse.Namespace, overrides: Overrides, interrupt: Interrupt) -> None:
     if bool(options.model) == bool(options.responses):
         raise UserError("eval ifeval: give either --model=DIR or --responses=FILE.")
-    tasks = read_jsonl(options.data, ifeval_eval.parse_task, "IFEval's prompts with their instructions")
+    tasks = read_rows(options.data, ifeval_eval.parse_task, "IFEval's prompts with their instructions")
     about: Row = {"kind": "ifeval"}
     if options.responses:
-        given = read_jsonl(options.responses, _response_row, "rows with prompt and response")
+        given = read_rows(options.responses, _response_row, "rows with prompt and response")
         try:
             responses = ifeval_eval.match_responses(tasks, given)
         except ValueError as error:
             raise UserError(f"{options.responses}: {error}.") from None
-        desk, name = _open(options, overrides, interrupt), epath.Path(options.responses).stem
-        about |= {"responses": name, "responses_sha256": sha256_file(options.responses)}
-        _claim(desk, {"verb": "ifeval", "data": sha256_file(options.data), "responses": about["responses_sha256"]})
+        desk, name = _open(options, overrides, interrupt), stem(options.responses)
+        about |= {"responses": name, "responses_sha256": fingerprint(options.responses)}
+        _claim(desk, {"verb": "ifeval", "data": fingerprint(options.data), "responses": about["responses_sha256"]})
     else:
         desk = _open(options, overrides, interrupt)
         ref, name = desk.ref(options.model), model_name(options.model)
-        _claim(desk, {"verb": "ifeval", "data": sha256_file(options.data), "model": ref.hash})
+        _claim(desk, {"verb": "ifeval", "data": fingerprint(options.data), "model": ref.hash})
         prompts = [Prompt(content_id(t.prompt), ({"role": "user", "content": t.prompt},), "ifeval") for t in tasks]
         responses = _answers(desk, "samples", ref, prompts)
         about |= {"model": name, "hash": ref.hash}
-    inputs = {"stage": "ifeval", "data": sha256_file(options.data), "responses": content_id(responses)}
+    inputs = {"stage": "ifeval", "data": fingerprint(options.data), "responses": content_id(responses)}
     answered = [{"prompt": t.prompt, "response": r} for t, r in zip(tasks, responses, strict=True)]
     ifeval_eval.check_responses(answered, tasks)
     _write(desk, "responses.jsonl", inputs, lambda: "".join(map(to_line, answered)))
@@ -252,7 +252,7 @@ def ifeval(options: argparse.Namespace, overrides: Overrides, interrupt: Interru
     for mode, found in rows.items():
         desk.write(f"eval_results_{mode}.jsonl", inputs, "".join(map(to_line, found)))
     scores, kinds = ifeval_eval.accuracies(rows), ifeval_eval.by_kind(rows)
-    about |= {"data": epath.Path(options.data).stem, "data_sha256": inputs["data"], "prompts": len(tasks)}
+    about |= {"data": stem(options.data), "data_sha256": inputs["data"], "prompts": len(tasks)}
     about |= {"instructions": sum(len(t.instructions) for t in tasks)}
     about |= {"accuracies": {key: x.to_json() for key, x in scores.items()}, "by_instruction": kinds}
     _result(desk, about, inputs)
@@ -289,7 +289,8 @@ def harness(options: argparse.Namespace, overrides: Overrides, interrupt: Interr
     # Imported by name, so that types are checked alike with and without it.
     lm_eval = importlib.import_module("lm_eval")
     make_table = importlib.import_module("lm_eval.utils").make_table
-    manager = importlib.import_module("lm_eval.tasks").TaskManager(include_path=options.include_path or None)
+    folder = str(local_path(options.include_path)) if options.include_path else None
+    manager = importlib.import_module("lm_eval.tasks").TaskManager(include_path=folder)
     names = [name.strip() for name in options.tasks.split(",") if name.strip()]
     check_tasks(names, manager)
     desk = _open(options, overrides, interrupt)

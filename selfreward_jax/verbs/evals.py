@@ -14,7 +14,8 @@ from selfreward_jax.core.config import load_config, override
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.interrupt import Interrupt
 from selfreward_jax.core.progress import say
-from selfreward_jax.core.store import local_path, sha256_file
+from selfreward_jax.core.readers import fingerprint, stem
+from selfreward_jax.core.store import local_path
 from selfreward_jax.evals.desk import Desk
 from selfreward_jax.evals.human import HumanData, load_human
 from selfreward_jax.evals.judge_eval import Asked, Judge, evaluate_judges
@@ -28,16 +29,15 @@ def judge(options: argparse.Namespace, overrides: Overrides, interrupt: Interrup
         raise UserError("eval judge: give --workdir=RUN, or --model=DIR and --output=DIR.")
     if bool(options.reference) != (options.reward == "implicit"):
         raise UserError("eval judge: --reward=implicit and --reference=DIR go together.")
-    file = epath.Path(options.data)
     config: Any = _config(options, overrides)
-    data = load_human(file, split=options.split, max_prompts=options.max_prompts, seed=config.seed)
+    data = load_human(options.data, split=options.split, max_prompts=options.max_prompts, seed=config.seed)
     _tell(data)
     places = _places(options)  # before a folder is made
-    root = epath.Path(options.output) if options.output else _own_folder(options.workdir, file)
+    root = local_path(options.output) if options.output else _own_folder(options.workdir, options.data)
     desk = Desk(root, config, interrupt)
     reference = desk.ref(_place_of(options, options.reference)) if options.reference else None
     judges = [Judge(name, folder, desk.ref(path)) for name, folder, path in places]
-    asked = Asked(options.data, sha256_file(file), options.split, options.max_prompts)
+    asked = Asked(options.data, fingerprint(options.data), options.split, options.max_prompts)
     results = evaluate_judges(desk, judges, asked, data, reference)
     if hosts.is_writer():
         console = Console(highlight=False, soft_wrap=True)
@@ -50,12 +50,12 @@ def judge(options: argparse.Namespace, overrides: Overrides, interrupt: Interrup
 def _config(options: argparse.Namespace, overrides: Overrides) -> ConfigDict:
     """The given file's, the run's, or every default; with overrides."""
     if options.workdir and not options.config:
-        return override(config_of_run(epath.Path(options.workdir)), overrides)
+        return override(config_of_run(local_path(options.workdir)), overrides)
     return load_config(options.config or str(base.__file__), overrides)
 
 
-def _own_folder(workdir: str, data: epath.Path) -> epath.Path:
-    return epath.Path(workdir) / "eval" / "judge" / data.stem
+def _own_folder(workdir: str, data: str) -> epath.Path:
+    return local_path(workdir) / "eval" / "judge" / stem(data)
 
 
 def _places(options: argparse.Namespace) -> list[tuple[str, str, str]]:

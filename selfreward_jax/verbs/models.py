@@ -3,14 +3,14 @@
 import argparse
 from collections.abc import Sequence
 
-from etils import epath
-
 from selfreward_jax import api
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.forms import demonstration, present
 from selfreward_jax.core.interrupt import Interrupt, end_at_once
+from selfreward_jax.core.paths import local_path
 from selfreward_jax.core.progress import meter, say
-from selfreward_jax.core.rows import Messages, Row, read_jsonl, to_line
+from selfreward_jax.core.readers import read_rows
+from selfreward_jax.core.rows import Messages, Row, to_line
 from selfreward_jax.core.store import write_atomic
 from selfreward_jax.engine.score import implicit_reward, score_in_order
 from selfreward_jax.llama import hf
@@ -23,9 +23,9 @@ from selfreward_jax.verbs.runs import Overrides
 
 
 def score(options: argparse.Namespace, overrides: Overrides, interrupt: Interrupt) -> None:
-    output = epath.Path(options.output)
+    output = local_path(options.output)
     if not output.parent.exists():
-        raise UserError(f"--output={output}: the folder {output.parent} does not exist.")
+        raise UserError(f"--output={options.output}: the folder {output.parent} does not exist.")
 
     def parse(row: Row) -> tuple[str | Messages, str]:
         if not options.raw:
@@ -38,7 +38,7 @@ def score(options: argparse.Namespace, overrides: Overrides, interrupt: Interrup
                 raise ValueError(f"with --raw, {name} must be text")
         return row["prompt"], row[answer]
 
-    rows = read_jsonl(options.input, parse, "rows with prompt and response")
+    rows = read_rows(options.input, parse, "rows with prompt and response")
     how = {"dtype": options.dtype, "chat_template": options.chat_template}
     model = load_model(options.model, adapter=options.adapter, **how)
     examples = [_example(model.chat, prompt, response, options.raw) for prompt, response in rows]
@@ -93,8 +93,9 @@ def export(options: argparse.Namespace, overrides: Overrides, interrupt: Interru
 def _export_adapter(options: argparse.Namespace) -> None:
     if options.adapter:
         raise UserError("export: give either --adapter=DIR or --adapter_only.")
-    config = hf.read_config(options.model)
-    learnt = adapter_since_m0(epath.Path(options.model), config)
+    model = local_path(options.model)
+    config = hf.read_config(model)
+    learnt = adapter_since_m0(model, config)
     save_adapter(options.output, config, learnt)
     say(f"what {options.model} learnt lies in {options.output}, an adapter of {learnt.base} for PEFT")
 
@@ -123,7 +124,7 @@ def newest_model(workdir: str) -> tuple[str, str]:
     Raises:
       UserError: there is no run.
     """
-    root = epath.Path(workdir)
+    root = local_path(workdir)
     config = stored_config(root)
     made = [p for p in root.glob("m*") if p.name[1:].isdigit() and p.name != "m0" and (p / MODEL_FILE).exists()]
     if made:

@@ -7,8 +7,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from etils import epath
-
 from selfreward_jax.core.config import load_config
 from selfreward_jax.core.errors import UserError, did_you_mean
 from selfreward_jax.core.interrupt import Interrupt, Interrupted
@@ -49,7 +47,7 @@ def plan(options: argparse.Namespace, overrides: Sequence[str], interrupt: Inter
     table.show(results, parts, machine, options.price)
     if options.output:
         facts = _facts(target, results, parts, options.price) | {"tried": tried}
-        write_atomic(epath.Path(options.output), json.dumps(facts, indent=1))
+        write_atomic(options.output, json.dumps(facts, indent=1))
         say(f"the same as JSON lies in {options.output}")
 
 

@@ -11,6 +11,7 @@ from selfreward_jax.configs import base
 from selfreward_jax.core.config import check, load_config
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.interrupt import Interrupt
+from selfreward_jax.core.paths import local_path
 from selfreward_jax.core.progress import say
 from selfreward_jax.core.rows import Judgement, Pair, Prompt, Response, load_rows
 from selfreward_jax.loop import score_last, self_reward
@@ -31,7 +32,7 @@ def _config(options: argparse.Namespace, overrides: Overrides) -> ConfigDict:
     """The configuration file with its overrides, or the workdir's own."""
     if options.config:
         return load_config(options.config, overrides)
-    path = epath.Path(options.workdir) / "config.json"
+    path = local_path(options.workdir) / "config.json"
     if not path.exists():
         raise UserError(f"--workdir={options.workdir}: no run there yet; give --config=FILE to begin one.")
     if overrides:

@@ -16,7 +16,8 @@ from selfreward_jax.core.hosts import is_writer
 from selfreward_jax.core.interrupt import Interrupt
 from selfreward_jax.core.progress import say
 from selfreward_jax.core.ranked import Ranked, Step, load_ranked, prompt_key
-from selfreward_jax.core.rows import Row, as_messages, content_id, read_jsonl
+from selfreward_jax.core.readers import read_rows
+from selfreward_jax.core.rows import Row, as_messages, content_id
 from selfreward_jax.core.seeds import load_ift
 from selfreward_jax.evals.desk import Desk
 from selfreward_jax.methods.judging import JudgeTemplate
@@ -43,7 +44,7 @@ def seeds(options: argparse.Namespace, overrides: Overrides, interrupt: Interrup
     ift_rows = 0 if options.ift else 3200 if options.ift_rows is None else options.ift_rows
     ranked, steps = load_ranked(options.data, options.lang)
     taken = {prompt_key(d.messages) for spec in options.ift for d in load_ift(spec)}
-    taken |= {key for path in options.exclude for key in read_jsonl(path, _key_of, "rows with prompt")}
+    taken |= {key for path in options.exclude for key in read_rows(path, _key_of, "rows with prompt")}
     split = split_prompts(ranked, taken, ift_rows, options.eft_rows, options.eft_validation_rows, config.seed)
     _check_split(split, ranked, taken, options, ift_rows)
 

@@ -14,13 +14,13 @@ from selfreward_jax.core.config import load_config, override
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.interrupt import Interrupt
 from selfreward_jax.core.progress import say
+from selfreward_jax.core.readers import fingerprint, is_data, stem
 from selfreward_jax.core.rows import Row, content_id, draw
-from selfreward_jax.core.store import local_path, sha256_file
+from selfreward_jax.core.store import local_path
 from selfreward_jax.evals.answer_files import (
     Answer,
     Question,
     check_same,
-    is_answer_file,
     load_answers,
     load_questions,
     match,
@@ -53,7 +53,7 @@ def _of_two(
 ) -> tuple[list[Row], Desk]:
     if not options.judge or not options.output:
         raise UserError("eval winrate A B: give --judge=MODEL and --output=DIR.")
-    files = {path: load_answers(path) for path in options.sides if is_answer_file(path)}
+    files = {path: load_answers(path) for path in options.sides if is_data(path)}
     asked = _asked(options, files, config.seed)
     texts = {path: match(path, answers, asked.questions) for path, answers in files.items()}
     for name, path in (("A", options.sides[0]), ("B", options.sides[1]), ("--judge", options.judge)):
@@ -62,7 +62,7 @@ def _of_two(
     desk = Desk(options.output, config, interrupt)
     sides_by = {"a": options.sides[0], "b": options.sides[1]}
     settings = _settings(options, config, template, asked, options.judge) | sides_by
-    settings |= {"files": {path: sha256_file(path) for path in files}}
+    settings |= {"files": {path: fingerprint(path) for path in files}}
     desk.claim(RESULT, settings)
     names = dict(zip(options.sides, _names(options.sides), strict=True))
 
@@ -88,7 +88,7 @@ def _of_run(
     pairs += [(name, names[0]) for name in names[2:]]
     asked = _asked(options, {}, config.seed)
     judge, judge_path = _judge_of_run(options, root, names)
-    place = options.output or root / "eval" / "winrate" / epath.Path(options.prompts).stem
+    place = options.output or root / "eval" / "winrate" / stem(options.prompts)
     desk = Desk(place, config, interrupt)
     settings = _settings(options, config, template, asked, judge)
     desk.claim(RESULT, settings)
@@ -113,7 +113,7 @@ def _names(sides: Sequence[str]) -> list[str]:
 def _config(options: argparse.Namespace, overrides: Overrides) -> ConfigDict:
     """The given file's, the run's, or every default; with overrides, and one answer a prompt."""
     if options.workdir and not options.config:
-        config: Any = override(config_of_run(epath.Path(options.workdir)), overrides)
+        config: Any = override(config_of_run(local_path(options.workdir)), overrides)
     else:
         config = load_config(options.config or str(base.__file__), overrides)
     config.respond.n = 1
@@ -143,7 +143,7 @@ def _asked(options: argparse.Namespace, files: Mapping[str, Sequence[Answer]], s
             check_same((first, second), (sides[first], sides[second]))
     else:
         raise UserError("eval winrate A B: give --prompts=FILE for the models to answer.")
-    return Asked(data, sha256_file(data), tuple(draw(questions, options.max_prompts, seed)))
+    return Asked(data, fingerprint(data), tuple(draw(questions, options.max_prompts, seed)))
 
 
 def _settings(

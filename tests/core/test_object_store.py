@@ -20,8 +20,8 @@ from selfreward_jax import cli
 from selfreward_jax.core.checkpoints import Checkpoints
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.profile import Tracer
+from selfreward_jax.core.readers import read_table
 from selfreward_jax.core.store import Journal, Manifest, remote_error, write_atomic
-from selfreward_jax.core.tables import read_table
 from selfreward_jax.llama import load
 from tests import tiny
 

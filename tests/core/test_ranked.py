@@ -287,7 +287,7 @@ def test_a_broken_file_is_named(name, content, reason, tmp_path):
 
 def test_a_missing_parquet_file_and_an_empty_folder_are_named(tmp_path):
     assert "m.parquet: no such file" in refusal(tmp_path / "m.parquet")
-    assert "no .parquet, .jsonl, .jsonl.gz file in this folder" in refusal(tmp_path)
+    assert "no .jsonl, .ndjson, .json, .parquet, .csv, .tsv file in this folder" in refusal(tmp_path)
 
 
 def test_a_language_that_is_no_text_is_named_with_its_line(tmp_path):

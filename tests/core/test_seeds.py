@@ -269,7 +269,7 @@ def test_a_slice_of_a_tfds_split_is_its_part(tfds_folder):
         ("columns/train", "row 1: the judgement has no score"),
         ("nothing_like_it/train", "no data set nothing_like_it.*check the name, or give the folder"),
         ("flat/dev", "Unknown split 'dev'.*train.*test"),
-        ("flat/train[:0]", "the split is empty"),
+        ("flat/train[:0]", "there is no row"),
         ("flat/train[9:]", "can't read it .*3 examples"),
         ("flat:9.9.9/train", "no data set flat:9.9.9"),
         ("not a name/train", "can't open it"),

@@ -32,8 +32,9 @@ def test_rows_with_prompts_are_read_too(asked, tmp_path):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("{}", "JSON array"), ("[]", "JSON array"), ("[", "not valid JSON"), ('[{"output": "x"}]', "row 1.*missing"),
-        ('[{"instruction": []}]', "row 1: an instruction must be text"),
+        ("{}", "missing"), ("[]", "the file is empty"),
+        ("[", "not valid JSON"), ('[{"output": "x"}]', "item 1.*missing"),
+        ('[{"instruction": []}]', "item 1: an instruction must be text"),
         ('[{"instruction": "a"}, {"instruction": "a"}]', "'a' comes twice"),
     ],
 )  # fmt: skip

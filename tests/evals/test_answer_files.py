@@ -93,14 +93,22 @@ def test_a_wrong_file_of_answers_is_one_line(rows, expected, tmp_path):
 
 def test_half_a_character_is_found_in_an_array_too(tmp_path):
     (tmp_path / "a.json").write_text('[{"prompt": "One?", "response": "x \\ud83d y"}]')
-    with pytest.raises(UserError, match=r"a\.json: item 1: half of a surrogate pair"):
+    with pytest.raises(UserError, match=r"a\.json:1: item 1: half of a surrogate pair"):
         load_answers(str(tmp_path / "a.json"))
 
 
-@pytest.mark.parametrize("text", ["{}", "[]", '{"prompt": "a"}\n{"prompt": "b"}', "[1]"])
-def test_json_that_is_no_array_of_objects_is_refused(text, tmp_path):
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{}", "1: the field 'prompt' is missing"),
+        ("[]", " the file is empty; it should hold answers"),
+        ('{\n"prompt": "a"}', "1: not valid JSON .* an array of objects, or an object a line"),
+        ("[1]", "1: item 1: expected a JSON object, found int"),
+    ],
+)
+def test_json_that_is_no_array_of_objects_is_refused(text, reason, tmp_path):
     (tmp_path / "a.json").write_text(text)
-    with pytest.raises(UserError, match=r"a\.json: (not valid JSON|should hold answers)"):
+    with pytest.raises(UserError, match=rf"a\.json:{reason}"):
         load_answers(str(tmp_path / "a.json"))
 
 

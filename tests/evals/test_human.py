@@ -103,7 +103,7 @@ def test_a_split_is_chosen(tmp_path):
         ),
         (ranked(0, "1"), "the rank of answer 2 must be a finite number from 0 on, not '1'"),
         (ranked(0, True), "answer 2 must be a finite number from 0 on, not True"),
-        (ranked(0, float("nan")), "answer 2 of 2 has no rank"),
+        (ranked(0, float("nan")), "NaN is no JSON; write null"),
         ({"prompt": "p", "responses": [{"text": None, "rank": 0}]}, "the field 'text' is missing"),
         ({"prompt": "p", "responses": [{"text": 3, "rank": 0}]}, "the text of answer 1 must be text"),
         ({"prompt": "p", "chosen": "x"}, "the field 'rejected' is missing"),
