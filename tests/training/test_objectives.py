@@ -1,7 +1,6 @@
 """Losses, gradients and metrics are TRL's, and those of a batch are the sums of its micro-batches' shares."""
 
 import dataclasses
-import importlib.metadata
 import json
 import math
 
@@ -15,6 +14,7 @@ from selfreward_jax.training.batches import Batch, Example, TrainRow
 from selfreward_jax.training.logps import sum_tokens
 from selfreward_jax.training.objectives import PAIR_LOSSES, SFT, RowArrays, make_objective, row_arrays
 from tests.training.make_golden_losses import CASES, GOLDEN, make_inputs, trl_loss
+from tests.with_trl import trl
 
 GOLDENS = json.loads(GOLDEN.read_text())
 EVERY = list(LOSSES)
@@ -72,12 +72,11 @@ def test_the_golden_numbers_are_of_every_loss():
 
 @pytest.mark.parametrize("case", range(len(CASES)))
 def test_the_golden_numbers_are_what_trl_computes_now(case):
-    pytest.importorskip("trl")
-    if not importlib.metadata.version("trl").startswith("1."):
-        pytest.skip("losses as of TRL 1")
+    trl()
     found, golden = trl_loss(CASES[case], make_inputs()), GOLDENS["cases"][case]
     assert found["loss"] == pytest.approx(golden["loss"], rel=1e-6)
     np.testing.assert_allclose(found["gradient"], golden["gradient"], atol=1e-6)
+    assert found["metrics"] == pytest.approx(golden["metrics"], rel=1e-6, abs=1e-8)
 
 
 def test_the_table_of_losses_and_that_of_their_facts_have_the_same_names():
