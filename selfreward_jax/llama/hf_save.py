@@ -157,7 +157,7 @@ def generation_config(config: LlamaConfig, sampling: Mapping[str, Any]) -> dict[
 def tokenizer_config(written: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
     """`tokenizer_config.json` as transformers 5 writes it, with what version 4 would read otherwise.
 
-    It doesn't know the class `TokenizersBackend`, which was `PreTrainedTokenizerFast` there (5 reads both), and fills in
+    It doesn't know the class `TokenizersBackend`, `PreTrainedTokenizerFast` there (5 reads both), and fills in
     `token_type_ids`, which a Llama's `generate` refuses.
     """
     config = {**written, "model_input_names": ["input_ids", "attention_mask"]}

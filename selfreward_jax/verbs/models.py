@@ -15,6 +15,7 @@ from selfreward_jax.engine.score import implicit_reward, score_in_order
 from selfreward_jax.llama import hf
 from selfreward_jax.llama.load import MODEL_FILE, Model, load_model
 from selfreward_jax.llama.peft import save_adapter
+from selfreward_jax.report.card import model_card
 from selfreward_jax.stages.adapters import adapter_since_m0
 from selfreward_jax.stages.run import stored_config
 from selfreward_jax.training.batches import Example
@@ -93,7 +94,7 @@ def _export_adapter(options: argparse.Namespace) -> None:
         raise UserError("export: give either --adapter=DIR or --adapter_only.")
     config = hf.read_config(options.model)
     learnt = adapter_since_m0(epath.Path(options.model), config)
-    save_adapter(options.output, config, learnt)
+    save_adapter(options.output, config, learnt, model_card(options.model, adapter_of=learnt.base))
     say(f"what {options.model} learnt lies in {options.output}, an adapter of {learnt.base} for PEFT")
 
 
