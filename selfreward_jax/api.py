@@ -16,7 +16,7 @@ from selfreward_jax.core.config import CHOICES, check, check_loss_bounds, leaves
 from selfreward_jax.core.errors import UserError, did_you_mean
 from selfreward_jax.core.forms import demonstration
 from selfreward_jax.core.interrupt import Interrupt
-from selfreward_jax.core.losses import check_losses, loss_settings
+from selfreward_jax.core.losses import LossSettings, check_losses, loss_settings
 from selfreward_jax.core.progress import meter, say
 from selfreward_jax.core.rows import Judgement, Pair, Prompt, Response, Row, as_messages, content_id, parse_row
 from selfreward_jax.engine.compiling import keep_compiled_programs
@@ -35,6 +35,7 @@ from selfreward_jax.methods.judge_function import JudgeFunction, source_hash
 from selfreward_jax.methods.judging import JudgeTemplate
 from selfreward_jax.methods.pairing import PAIR_RULES
 from selfreward_jax.methods.score_slot import ScoreSlot
+from selfreward_jax.report.card import model_card, sampling_of
 from selfreward_jax.report.make import report_on
 from selfreward_jax.stages import summary
 from selfreward_jax.stages.judge import (
@@ -290,7 +291,7 @@ def sft(
     """
     data = [TrainRow((example,)) for example in _examples(model, rows, "sr.sft")]
     settings = _settings(model, len(data), learning_rate, final_learning_rate, epochs, batch_size, dropout, lora)
-    return _train(model, data, SFT(), settings, seed, "SFT")
+    return _train(model, data, SFT(), settings, seed, "SFT", epochs=epochs)
 
 
 def dpo(
@@ -342,7 +343,8 @@ def dpo(
         logps = iter(score_in_order(reference or model, examples, tail_starts=starts, tail_weight=losses.ld_alpha))
         data = [dataclasses.replace(row, reference=tuple(next(logps) for _ in row.examples)) for row in data]
     settings = _settings(model, len(data), learning_rate, final_learning_rate, epochs, batch_size, dropout, lora)
-    return _train(model, data, make_objective(losses), settings, seed, "DPO")
+    told = {name: value for name, value in vars(losses).items() if value != getattr(LossSettings(), name)}
+    return _train(model, data, make_objective(losses), settings, seed, "DPO", epochs=epochs, beta=beta, **told)
 
 
 def _settings(model, rows, learning_rate, final_learning_rate, epochs, batch_size, dropout, lora) -> TrainSettings:
@@ -359,14 +361,27 @@ def _settings(model, rows, learning_rate, final_learning_rate, epochs, batch_siz
 
 
 def _train(
-    model: Model, rows: Sequence[TrainRow], objective: Objective, settings: TrainSettings, seed: int, title: str
+    model: Model,
+    rows: Sequence[TrainRow],
+    objective: Objective,
+    settings: TrainSettings,
+    seed: int,
+    title: str,
+    **told: Any,
 ) -> tuple[Model, list[Row]]:
     # Training gives its weights up step by step, so it works on a copy.
     start = dataclasses.replace(model, params=jax.tree.map(jnp.copy, model.params))
     trained, _, log = train(
         start, rows, objective, settings, seed=seed, folder=None, title=title, interrupt=Interrupt()
     )
-    return dataclasses.replace(trained, name=f"{model.name} + {title}"), log
+    step = {"method": title, "rows": len(rows), "steps": settings.optimizer.steps, "batch_size": settings.batch_size}
+    step |= {
+        "learning_rate": settings.optimizer.learning_rate,
+        "dropout": settings.forward.dropout,
+        "seed": seed,
+    } | told
+    step |= {"lora_rank": settings.forward.lora.rank} if settings.forward.lora else {}
+    return dataclasses.replace(trained, name=f"{model.name} + {title}", steps=(*model.steps, step)), log
 
 
 def run(config: ConfigDict, workdir: str, *, resume: str = "") -> list[Row]:
@@ -389,7 +404,9 @@ def table(rows: Sequence[Row]):
 
 
 def export(model: Model, folder: str, *, dtype: str | None = None, adapter_only: bool = False) -> None:
-    """Writes a Hugging Face folder that `transformers` opens: weights, configuration, tokenizer, chat template.
+    """Writes a Hugging Face folder that `transformers` opens: weights, configuration, tokenizer, chat template, card.
+
+    A model of a run carries the run's `respond` settings, others the paper's, as `generation_config.json`.
 
     Args:
       adapter_only: writes instead what `sft` or `dpo` with `lora` added to the model it began with, for PEFT.
@@ -398,14 +415,18 @@ def export(model: Model, folder: str, *, dtype: str | None = None, adapter_only:
         raise UserError(f"export: {model.name} has no adapter; train it with lora=LoraSettings(...).")
     try:
         if adapter_only and model.adapter:
-            return save_adapter(folder, model.config, model.adapter)
+            card = model_card(model.source, steps=model.steps, adapter_of=model.source)
+            return save_adapter(folder, model.config, model.adapter, card)
         hf_save.save_pretrained(
             epath.Path(folder),
-            model.config,
+            # All that ends a text here, the template's end of a turn too, ends it for every reader.
+            dataclasses.replace(model.config, eos_token_ids=model.chat.eos_ids),
             model.params,
             model.chat.tokenizer,
             dtype=None if dtype is None else jnp.dtype(dtype),
             provenance={"model": model.name, "hash": model.hash, **model.chat.hashes},
+            sampling=sampling_of(model.source),
+            card=model_card(model.source, hash=model.hash, steps=model.steps),
         )
     except safetensors.SafetensorError as error:
         raise UserError(f"{folder}: can't be written ({error}).") from error

@@ -6,6 +6,7 @@ import math
 import jax
 import numpy as np
 import pytest
+from huggingface_hub import ModelCard
 from rich.table import Table
 
 import selfreward_jax as sr
@@ -441,6 +442,9 @@ def test_sft_with_lora_learns_an_adapter_that_can_be_exported_and_loaded(model, 
     jax.tree.map(np.testing.assert_array_equal, model.params, before)
     sr.export(tuned, str(tmp_path / "adapter"), adapter_only=True)
     assert sr.load(str(data / "model"), adapter=str(tmp_path / "adapter")).hash == tuned.hash != model.hash
+    card = ModelCard.load(tmp_path / "adapter" / "README.md")
+    assert (card.data.library_name, card.data.tags) == ("peft", ["selfreward_jax", "sft", "lora"])
+    assert "rows: 4, steps: 2" in card.text
     with pytest.raises(UserError, match="has no adapter; train it with lora="):
         sr.export(model, str(tmp_path / "none"), adapter_only=True)
     with pytest.raises(UserError, match="LoRA: rank 0"):

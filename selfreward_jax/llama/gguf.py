@@ -92,6 +92,12 @@ def _open(path: epath.PathLike) -> Iterator[_File]:
         yield _File(str(path), reader)
 
 
+def read_license(path: epath.PathLike) -> str:
+    """The license that a file names, "" where it names none."""
+    with _open(path) as file:
+        return str(file.get("general.license", ""))
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Sizes
 

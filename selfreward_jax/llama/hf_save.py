@@ -16,6 +16,7 @@ import safetensors.numpy
 from etils import epath
 from jax.experimental import multihost_utils
 
+from selfreward_jax.configs import base
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.paths import local_path
 from selfreward_jax.llama.config import LlamaConfig, config_to_hf, config_to_json
@@ -23,6 +24,20 @@ from selfreward_jax.llama.hf import CONFIG, GENERATION_CONFIG, INDEX, WEIGHTS, i
 from selfreward_jax.llama.params import Params, ParamSpec, param_specs
 
 PROVENANCE = "provenance.json"
+CARD = "README.md"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+# What `transformers` takes where a file is silent may be what we don't do (it draws from the 50 most probable tokens),
+# and may change from one version to the next: so what we do is written out.
+NEUTRAL = {
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "use_cache": True,
+}
 
 
 def refuse_existing(target: epath.Path) -> None:
@@ -62,6 +77,8 @@ def save_pretrained(
     dtype=None,
     max_shard_bytes: int = 5 * 2**30,
     provenance: Mapping[str, Any] | None = None,
+    sampling: Mapping[str, Any] | None = None,
+    card: str | None = None,
 ) -> None:
     """Writes a folder that `transformers` opens with `from_pretrained`.
 
@@ -73,6 +90,8 @@ def save_pretrained(
       dtype: of the saved weights; None keeps that of `params`.
       max_shard_bytes: a file holds at most this many bytes of weights (or a single tensor); also the host memory used.
       provenance: how the model was made, written as `provenance.json`.
+      sampling: how it answers, section `respond` of a configuration; None for the paper's values.
+      card: text of `README.md`, the model's page on a hub; None writes none.
 
     Raises:
       UserError: `folder` exists.
@@ -102,8 +121,11 @@ def save_pretrained(
                 write_tokenizer(work, tokenizer)
             if provenance is not None:
                 write_json(work / PROVENANCE, provenance)
+            if card is not None:
+                (work / CARD).write_text(card)
             dtype_name = tensors[0].dtype.name
-            write_json(work / GENERATION_CONFIG, generation_config(config, dtype_name))
+            answers = base.get_config().respond.to_dict() if sampling is None else sampling
+            write_json(work / GENERATION_CONFIG, generation_config(config, answers))
             # Last, because no reader takes a folder without it for a model.
             (work / CONFIG).write_text(config_to_json(config, dtype_name))
     wait_for_all(f"save_pretrained {target}: end")
@@ -114,11 +136,37 @@ def wait_for_all(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-def generation_config(config: LlamaConfig, dtype: str) -> dict[str, Any]:
-    """`generation_config.json`: the special ids, and the sampling that the paper uses for answers."""
-    hf = config_to_hf(config, dtype)
+def generation_config(config: LlamaConfig, sampling: Mapping[str, Any]) -> dict[str, Any]:
+    """`generation_config.json`: the special ids, and every setting of sampling that a reader would fill in otherwise.
+
+    Args:
+      sampling: section `respond` of a configuration.
+    """
+    hf = config_to_hf(config, "float32")
     ids = {key: hf[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if hf[key] is not None}
-    return ids | {"do_sample": True, "temperature": 0.7, "top_p": 0.9}
+    names = ("temperature", "top_p", "top_k", "max_new_tokens")
+    optional = {"min_p": sampling["min_p"], "min_new_tokens": sampling["min_new_tokens"]}
+    optional["stop_strings"] = list(sampling["stop"])  # `generate` asks for the tokenizer where this is set
+    return (
+        ids
+        | {"do_sample": sampling["temperature"] > 0}
+        | {name: sampling[name] for name in names}
+        | {name: value for name, value in optional.items() if value}
+        | NEUTRAL
+    )
+
+
+def tokenizer_config(written: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
+    """`tokenizer_config.json` as transformers 5 writes it, with what version 4 would read otherwise.
+
+    It doesn't know the class `TokenizersBackend`, `PreTrainedTokenizerFast` there (5 reads both), and fills in
+    `token_type_ids`, which a Llama's `generate` refuses.
+    """
+    config = {**written, "model_input_names": ["input_ids", "attention_mask"]}
+    config |= {name: getattr(tokenizer, name) for name in ("clean_up_tokenization_spaces", "padding_side")}
+    if config.get("tokenizer_class") == "TokenizersBackend":
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    return config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,9 +242,14 @@ def write_json(path: epath.Path, value: Mapping[str, Any]) -> None:
 
 
 def write_tokenizer(folder: epath.Path, tokenizer: Any) -> None:
-    """`transformers` only writes to local folders, so the files pass through one."""
+    """Writes a tokenizer so that transformers 4 and 5 both read it as it is.
+
+    `transformers` only writes to local folders, so the files pass through one.
+    """
     with tempfile.TemporaryDirectory() as local:
         tokenizer.save_pretrained(local)
+        path = Path(local) / TOKENIZER_CONFIG
+        path.write_text(json.dumps(tokenizer_config(json.loads(path.read_text()), tokenizer), indent=2) + "\n")
         for file in sorted(Path(local).rglob("*")):
             if file.is_file():
                 copy = folder / file.relative_to(local).as_posix()

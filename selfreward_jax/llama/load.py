@@ -10,6 +10,7 @@ import functools
 import importlib.util
 import json
 import tempfile
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -43,6 +44,8 @@ class Model:
       name: where the model came from, for people.
       dtype: of the computation, a name such as "bfloat16".
       rules: how weights and activations lie on the mesh in training.
+      source: the path that it was loaded from.
+      steps: what was done with it since, for people.
       adapter: what training added to its base, where that was LoRA; it is merged into `params` already.
     """
 
@@ -54,6 +57,8 @@ class Model:
     dtype: str
     rules: Rules = RULES
     adapter: Adapter | None = None
+    source: str = ""
+    steps: tuple[Mapping[str, Any], ...] = ()
 
     @functools.cached_property
     def hash(self) -> str:
@@ -221,7 +226,7 @@ def load_model(
     Raises:
       UserError: nothing usable at `path`, saying what is wrong and how to mend it.
     """
-    mesh = mesh or make_mesh()
+    mesh, source, steps = mesh or make_mesh(), path, ()
     location = locate(path)
     config, tokens = chat or load_chat(path, chat_template, date)
     layout = {"dtype": jnp.dtype(param_dtype), "shardings": shardings(config, mesh, rules=rules)}
@@ -238,7 +243,8 @@ def load_model(
     if adapter:
         learnt = peft.load_adapter(adapter, config, mesh, rules)
         params, path = merge(learnt.settings, params, learnt.params), f"{path} + {adapter}"
-    return Model(path, config, params, tokens, mesh, dtype, rules)
+        steps = ({"method": "LoRA", "adapter": epath.Path(adapter).name},)
+    return Model(path, config, params, tokens, mesh, dtype, rules, source=source, steps=steps)
 
 
 def save_merged(folder: epath.Path, step: int, params: Params) -> dict[str, str]:

@@ -120,8 +120,11 @@ def _targets(modules: Any, config: LlamaConfig, where: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def save_adapter(folder: epath.PathLike, config: LlamaConfig, adapter: Adapter) -> None:
+def save_adapter(folder: epath.PathLike, config: LlamaConfig, adapter: Adapter, card: str | None = None) -> None:
     """Writes a folder that `PeftModel.from_pretrained(base, folder)` opens.
+
+    Args:
+      card: text of `README.md`, its page on a hub; None writes none.
 
     In a run of several processes all must call this; the first one writes.
 
@@ -142,6 +145,8 @@ def save_adapter(folder: epath.PathLike, config: LlamaConfig, adapter: Adapter) 
     if jax.process_index() == 0:
         with hf_save.whole_folder(target) as work:
             hf_save.write_safetensors(work / WEIGHTS, arrays)
+            if card is not None:
+                (work / hf_save.CARD).write_text(card)
             hf_save.write_json(work / CONFIG, _to_peft(config, adapter))
     hf_save.wait_for_all(f"save_adapter {target}: end")
 

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from selfreward_jax import __version__
 from selfreward_jax.core import hosts
+from selfreward_jax.core.commit import commit
 from selfreward_jax.core.config import differences, to_dict
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.interrupt import Interrupt
@@ -30,7 +31,8 @@ def versions() -> dict[str, str]:
     """Of what can change a run's numbers."""
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "tokenizers", "numpy")
     found = {name: importlib.metadata.version(name) for name in packages}
-    return {"python": platform.python_version(), "selfreward_jax": __version__, **found}
+    own = {"selfreward_jax": __version__} | ({"commit": commit()} if commit() else {})
+    return {"python": platform.python_version(), **own, **found}
 
 
 def stored_config(root: epath.Path) -> dict[str, Any]:

@@ -237,9 +237,12 @@ def test_what_is_no_preference_names_the_column(row, reason):
 
 @pytest.fixture(scope="module")
 def trl():
-    return pytest.importorskip("trl").data_utils
+    import trl.data_utils
+
+    return trl.data_utils
 
 
+@pytest.mark.torch("trl")
 @given(conversations, words, words)
 @settings(max_examples=60, deadline=None)
 def test_turns_are_divided_as_in_trl(trl, prompt, chosen, rejected):
@@ -260,6 +263,7 @@ def test_turns_are_divided_as_in_trl(trl, prompt, chosen, rejected):
                 assert [*turns] == [*as_turns(told, name)], form
 
 
+@pytest.mark.torch("trl")
 @given(st.text("ab ", min_size=1, max_size=6), st.text("ab ", min_size=1, max_size=6))
 @settings(max_examples=200, deadline=None)
 def test_texts_are_divided_as_in_trl(trl, chosen, rejected):
@@ -271,8 +275,10 @@ def test_texts_are_divided_as_in_trl(trl, chosen, rejected):
     )
 
 
+@pytest.mark.torch("trl")
 def test_single_answers_are_those_that_trl_makes_of_pairs(trl):
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     pairs = [
         {"prompt": [*LONG], "chosen": [*GOOD], "rejected": [*BAD]},
         {"prompt": [*ASKED], "chosen": [*BAD], "rejected": [*GOOD]},

@@ -219,6 +219,9 @@ def test_export_writes_sampling_defaults_and_provenance(folder, tmp_path):
         "do_sample": True,
         "temperature": 0.7,
         "top_p": 0.9,
+        "top_k": 0,
+        "max_new_tokens": 1024,
+        **hf_save.NEUTRAL,
     }
     assert json.loads((tmp_path / "out" / hf_save.PROVENANCE).read_text()) == {"run": "m2"}
     assert sorted(os.listdir(tmp_path)) == ["model", "out"]

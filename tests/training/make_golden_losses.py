@@ -17,7 +17,10 @@ from typing import Any
 import numpy as np
 
 GOLDEN = Path(__file__).parent / "golden" / "losses.json"
-METRICS = ("rewards/chosen", "rewards/rejected", "rewards/margins", "logps/chosen", "logps/rejected", "kl", "nll_loss")
+METRICS = (
+    "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected",
+    "kl", "nll_loss",
+)  # fmt: skip
 ROWS, WIDTH, PROMPT = 5, 7, 2
 DPO_NAMES = (
     "sigmoid", "hinge", "ipo", "nca_pair", "bco_pair", "sppo_hard", "aot", "aot_unpaired", "apo_zero", "apo_down",
@@ -42,6 +45,7 @@ CASES = [
     *(Case((name,)) for name in DPO_NAMES),
     *(Case((name,), beta=2.0) for name in ("sigmoid", "ipo", "discopop", "apo_down")),
     *(Case((name,), options=(("label_smoothing", 0.1),)) for name in ("robust", "exo_pair", "aot", "aot_unpaired")),
+    Case(("sigmoid",), options=(("label_smoothing", 0.1),)),
     Case(("exo_pair",), options=(("label_smoothing", 1e-3),)),
     Case(("discopop",), options=(("discopop_tau", 0.5),)),
     *(Case((name,), options=(("ld_alpha", 0.4),)) for name in ("sigmoid", "ipo", "aot", "sigmoid_norm", "apo_zero")),
@@ -79,7 +83,10 @@ def trl_loss(case: Case, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
     reference = torch.tensor(inputs["reference"])
     lengths = torch.tensor(inputs["lengths"])
     by_name = {"kto": _kto, "simpo": _simpo, "orpo": _orpo}
-    loss, metrics = by_name.get(case.loss_type[0], _dpo)(case.settings, policy, reference, lengths, inputs["desirable"])
+    compute = by_name.get(case.loss_type[0], _dpo)
+    if case.loss_type == ("sigmoid",) and "label_smoothing" in case.settings:
+        compute = _smoothed
+    loss, metrics = compute(case.settings, policy, reference, lengths, inputs["desirable"])
     loss.backward()
     assert policy.grad is not None
     inside = np.arange(WIDTH) < inputs["lengths"][..., None]  # the trainers rely on zeros beyond the ends
@@ -91,9 +98,12 @@ def trl_loss(case: Case, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
 
 
 def _trainer(settings: dict[str, Any], reference_model, **more: Any) -> tuple[Any, dict[str, dict[str, list]]]:
+    import torch
+
     metrics = {"train": collections.defaultdict(list)}
     same = lambda x: x  # noqa: E731
-    model = SimpleNamespace(training=True, is_gradient_checkpointing=False)
+    model = torch.nn.Module()  # a real one: with PEFT installed, the trainers look whether an adapter is inside
+    model.is_gradient_checkpointing = False
     trainer = SimpleNamespace(
         model=model,
         ref_model=reference_model,
@@ -185,6 +195,15 @@ def _simpo(settings, policy, reference, lengths, desirable):
     gamma = settings.get("simpo_gamma", 0.5)
     trainer, _ = _trainer(settings, None, loss_type="simpo", alpha=0.0, simpo_gamma=gamma)
     losses, chosen, rejected = CPOTrainer.cpo_loss(trainer, *(policy.sum(-1) / lengths))
+    return losses.mean(), _means({"rewards/chosen": chosen, "rewards/rejected": rejected})
+
+
+def _smoothed(settings, policy, reference, lengths, desirable):
+    """DPOTrainer's `sigmoid` takes no smoothing; CPOTrainer's does, of log-probabilities, here of log-ratios."""
+    from trl.experimental.cpo import CPOTrainer
+
+    trainer, _ = _trainer(settings, None, loss_type="sigmoid", alpha=0.0)
+    losses, chosen, rejected = CPOTrainer.cpo_loss(trainer, *(policy - reference).sum(-1))
     return losses.mean(), _means({"rewards/chosen": chosen, "rewards/rejected": rejected})
 
 

@@ -1,7 +1,6 @@
 """Losses, gradients and metrics are TRL's, and those of a batch are the sums of its micro-batches' shares."""
 
 import dataclasses
-import importlib.metadata
 import json
 import math
 
@@ -73,11 +72,10 @@ def test_the_golden_numbers_are_of_every_loss():
 @pytest.mark.torch("trl")
 @pytest.mark.parametrize("case", range(len(CASES)))
 def test_the_golden_numbers_are_what_trl_computes_now(case):
-    if not importlib.metadata.version("trl").startswith("1."):
-        pytest.skip("losses as of TRL 1")
     found, golden = trl_loss(CASES[case], make_inputs()), GOLDENS["cases"][case]
     assert found["loss"] == pytest.approx(golden["loss"], rel=1e-6)
     np.testing.assert_allclose(found["gradient"], golden["gradient"], atol=1e-6)
+    assert found["metrics"] == pytest.approx(golden["metrics"], rel=1e-6, abs=1e-8)
 
 
 def test_the_table_of_losses_and_that_of_their_facts_have_the_same_names():

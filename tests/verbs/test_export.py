@@ -5,6 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from huggingface_hub import ModelCard
 
 from selfreward_jax import cli
 from selfreward_jax.llama import hf
@@ -32,6 +33,18 @@ def test_an_exported_model_of_a_run_is_the_same_in_transformers(finished, tmp_pa
     logits = jax.jit(forward, static_argnums=0)(ours.config, ours.params, np.array([tokens]))[0]
     np.testing.assert_allclose(logits, theirs, rtol=0, atol=1e-4)
     assert json.loads((out / "provenance.json").read_text())["hash"] == ours.hash
+
+
+def test_an_exported_model_of_a_run_brings_its_card_and_the_runs_sampling(finished, tmp_path):
+    out = tmp_path / "out"
+    assert cli.main(["export", f"--model={finished / 'm3'}", f"--output={out}"]) == 0
+    card = ModelCard.load(out / "README.md")
+    assert (card.data.library_name, card.data.pipeline_tag) == ("transformers", "text-generation")
+    for row in json.loads((finished / "summary.json").read_text()):
+        assert f" {row['model']} |" in card.text and f"{row['train']['last']['loss']:.3f}" in card.text
+    settings = json.loads((out / "generation_config.json").read_text())
+    assert (settings["max_new_tokens"], settings["top_k"]) == (16, 0)  # as in tests/tiny.py; transformers: 20 and 50
+    assert load_model(str(out)).chat.eos_ids == load_model(str(finished / "m3")).chat.eos_ids
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
