@@ -254,7 +254,9 @@ def test_generate_ends_answers_at_stop_strings_and_not_before_their_fewest_token
     free = sr.generate(model, ["a", "b"], n=2, max_new_tokens=12)
     stop = next(c for c in free[0].text[2:] if c.isascii() and c.isalnum())  # random bytes make few characters
     cut = sr.generate(model, ["a", "b"], n=2, max_new_tokens=12, stop=[stop])
-    assert cut[0].stop_reason == "stop" and cut[0].text == free[0].text[: free[0].text.find(stop)]
+    assert cut[0].stop_reason == "stop" and free[0].text[: free[0].text.find(stop)].startswith(cut[0].text)
+    kept = cut[0].token_ids
+    assert kept == free[0].token_ids[: len(kept)] and cut[0].text == model.chat.decode(kept)
 
 
 @pytest.mark.parametrize(

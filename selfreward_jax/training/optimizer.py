@@ -5,7 +5,6 @@ import itertools
 import math
 
 import jax
-import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -94,7 +93,8 @@ def per_matrix(rule: optax.GradientTransformation, specs) -> optax.GradientTrans
 
     def init(params):
         matrices = split(params)
-        one = jax.tree.map(lambda s, x: jnp.zeros(x.shape[s.stacked :], x.dtype), specs, matrices, is_leaf=is_spec)
+        single = lambda spec, x: jax.ShapeDtypeStruct(x.shape[spec.stacked :], x.dtype)  # noqa: E731
+        one = jax.tree.map(single, specs, matrices, is_leaf=is_spec)
         made = state_axes(jax.eval_shape(rule.init, one))
         return jax.vmap(rule.init, (axes,), made)(matrices)
 
@@ -117,7 +117,7 @@ def _matrix_axes(spec: ParamSpec) -> list[range]:
     first = int(spec.stacked)
     cut, last = first + spec.inputs, first + len(spec.shape)
     bounds = (first, cut, last) if spec.kind == "matrix" else (first, last)
-    return [range(n) for n in [first] if n] + [range(a, b) for a, b in itertools.pairwise(bounds)]
+    return [range(first)] * spec.stacked + [range(a, b) for a, b in itertools.pairwise(bounds)]
 
 
 def state_shardings(optimizer: optax.GradientTransformation, params: Params, specs):
