@@ -1,10 +1,13 @@
-.PHONY: quickstart test fast lint bench format clean
+.PHONY: quickstart test torch fast lint bench format clean
 
 quickstart: ## the whole loop on a CPU
 	bash launch/quickstart.sh
 
 test: ## everything that must hold
 	bash launch/test.sh
+
+torch: ## what `test` skips: comparisons with PyTorch, TRL, PEFT and lm-eval, TPU programs; these are installed for it
+	SELFREWARD_TEST_TORCH=1 bash launch/test.sh -m torch
 
 fast: ## tests that take seconds
 	bash launch/test.sh -m "not slow"

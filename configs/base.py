@@ -92,12 +92,12 @@ def get_config() -> ConfigDict:
     c.respond.min_p = 0.0
     c.respond.max_new_tokens = 1024  # not stated in the paper
     c.respond.min_new_tokens = 0  # no answer ends before so many tokens
-    c.respond.stop = ()  # texts that end an answer, beside the model's end tokens
+    c.respond.stop = ()  # texts that end an answer, beside the model's end tokens; learnt as an end of turn
     c.respond.truncated = "drop"  # an answer cut by the limit: "drop" or "keep" it (not stated in the paper)
 
     c.judge = ConfigDict()
     c.judge.template = ""  # "": the package's additive five points; or a text file with {{prompt}} and
-    # {{response}}, each once, that asks for a last line `Score: n` from 0 to 5
+    # {{response}}, each once, that asks for a last line `Score: n` from 0 to 5, or declares {{scale: 1-10}}
     c.judge.by = "current"  # "current": M_t judges its own answers (paper); "m0", "m1": that one all
     c.judge.method = "sampled"  # how a score comes about:
     # "sampled": read from the judgement's text (paper); "completion": the model writes its reasons, then the most

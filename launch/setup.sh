@@ -27,7 +27,7 @@ find_python() {
 install() {
   local stamp="$VENV/.installed-$1"
   local wanted
-  wanted="$(cat requirements.txt pyproject.toml launch/setup.sh | cksum)"
+  wanted="$({ cat requirements.txt pyproject.toml && echo "$@"; } | cksum)"
   if [ ! -x "$VENV/bin/python" ]; then
     local python
     python="$(find_python)"

@@ -162,9 +162,11 @@ def judge(
     asked = {p.id: p.messages for p in _prompts(prompts, "sr.judge")}
     if function:
         return [function_row(source_hash(function), function, asked[r.prompt_id], r) for r in responses]
+    shown = JudgeTemplate(template)
+    shown.check_method(method)
     slot = None if method == "sampled" else ScoreSlot.of(model.chat)
     limit = model.context - max_new_tokens - (slot.longest if slot else 0)
-    requests = judge_requests(model.chat, JudgeTemplate(template), asked, responses, limit)
+    requests = judge_requests(model.chat, shown, asked, responses, limit)
     engine = Engine(model, EngineSettings(slots=slots))
     if slot and not needs_sampling(method, rationale):
         read = dict(engine.read(slot_requests(requests, slot), slot.candidates))
@@ -172,7 +174,7 @@ def judge(
         return [read_row(model.hash, method, r.id, 0, "", "read", by_id[r.id]) for r in requests]
     settings, reading = judge_sampling(SamplingSettings(temperature, top_p, max_new_tokens), slot)
     found = _sample(engine, requests, samples, settings, seed, "judge", "judgements", reading)
-    return [judgement_row(model.hash, method, x) for x in found]
+    return [judgement_row(model.hash, method, shown, x) for x in found]
 
 
 def _sample(
@@ -192,7 +194,7 @@ def _sample(
         key = f"{purpose}\0{engine.model.hash}"
         for made in engine.run(requests, samples, settings, seed=seed, purpose=key, reading=reading):
             found.append(made)
-            progress.advance(1, len(made.token_ids))
+            progress.advance(1, made.drawn)
     return sorted(found, key=lambda c: (place[c.request.id], c.index))
 
 

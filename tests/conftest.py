@@ -1,7 +1,8 @@
 """Eight simulated CPU devices for every test, and programs that compile in half the time; set before jax starts.
 
 What one test or process has compiled, no other compiles again: all share a cache that is made and removed with the
-run.
+run. Tests that need PyTorch, TRL, PEFT, lm-eval, langdetect or libtpu carry
+`@pytest.mark.torch("PACKAGE", ...)`, and import them as they are: tests/extras.py says what follows.
 """
 
 import atexit
@@ -30,6 +31,13 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 from pathlib import Path
 
 import pytest
+
+from tests.extras import (  # noqa: F401
+    pytest_configure,
+    pytest_make_collect_report,
+    pytest_runtest_makereport,
+    pytest_runtest_setup,
+)
 
 
 @pytest.fixture(scope="session")

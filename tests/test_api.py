@@ -50,7 +50,7 @@ def trained(model, data, seeds):
 def judged(trained, data):
     """Prompts, answers and judgements of the trained model."""
     prompts = [f"{question} 1" for question in tiny.QUESTIONS]
-    responses = sr.generate(trained[0], prompts, n=3, max_new_tokens=16, seed=1)
+    responses = sr.generate(trained[0], prompts, n=3, max_new_tokens=16, seed=1, temperature=1.6, top_p=1.0)
     template = str(data / "judge.txt")
     judgements = sr.judge(
         trained[0], prompts, responses, samples=3, template=template, temperature=1.0, max_new_tokens=16

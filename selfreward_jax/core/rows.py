@@ -38,7 +38,7 @@ class Prompt:
 
 @dataclasses.dataclass(frozen=True)
 class Response:
-    """A sampled answer: its ids as sampled, its text for people, and its summed log-probability in nats."""
+    """A sampled answer: its ids as sampled, their text, how it ended, and its summed log-probability in nats."""
 
     id: str
     prompt_id: str
@@ -69,7 +69,8 @@ class Judgement:
 class Pair:
     """Two answers to one prompt, better first, in TRL's conversational preference columns.
 
-    The token ids are those that were sampled; training uses them and never the text. `margin` is the difference of
+    The token ids are those that were sampled, with an end of turn where a stop string ended the answer; training uses
+    them and never the text. `margin` is the difference of
     the scores. `provenance` names the model, judgements and reference that made the pair. `weight` is how many pairs
     this one counts for.
     """

@@ -13,7 +13,7 @@ from selfreward_jax.engine.cache import CachePlan, blocks_for, empty_region, pad
 from selfreward_jax.engine.layout import REPLICA, put
 from selfreward_jax.engine.sampling import SamplingSettings
 from selfreward_jax.engine.schedule import Request, Sample, Schedule
-from selfreward_jax.engine.stopping import cut_at_stop, has_stop
+from selfreward_jax.engine.stopping import find_end
 
 if TYPE_CHECKING:
     from selfreward_jax.engine.generate import Engine
@@ -24,13 +24,15 @@ STEPS_WITH_STOP = 8  # the same where stop strings must be looked for
 
 @dataclasses.dataclass(frozen=True)
 class Completion:
-    """One sample.
+    """One sample; where it ends is said in `stopping`.
 
     Attributes:
-      token_ids: as drawn, with the EOS or what completed a stop string.
-      text: without EOS, and up to where a stop string begins.
+      token_ids: as drawn, with the EOS, without those in which a stop string stands.
+      text: theirs.
       stop_reason: `eos`, `stop` (a stop string) or `length`.
       logp: of all its tokens under the model itself, in nats.
+      drawn: how many were drawn until it ended, a stop string's with them.
+      rest: what the first of those has before the stop string.
       read: log-probabilities of the candidates of a `Reading`.
     """
 
@@ -40,7 +42,14 @@ class Completion:
     text: str
     stop_reason: str
     logp: float
+    drawn: int
+    rest: str = ""
     read: tuple[float, ...] | None = None
+
+    @property
+    def up_to_stop(self) -> str:
+        """All text before the stop string, also where that begins within a token."""
+        return self.text + self.rest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,7 +214,7 @@ class EngineRun:
         for row, group in enumerate(by_row):
             for n, sample in enumerate(group):
                 self._add(sample, [int(token[row, n])], [float(logp[row, n])])
-                if sample.stop_reason and not self._feed(sample):
+                if sample.end and not self._feed(sample):
                     self.schedule.release(sample)
                     yield self._completion(sample)
                 else:
@@ -218,53 +227,40 @@ class EngineRun:
         return jax.device_get(programs.first_tokens(logits, put(keys, self.mesh, REPLICA), law, banned=banned))
 
     def _add(self, sample: Sample, tokens: Sequence[int], logps: Sequence[float]) -> None:
-        """New tokens of a sample; sets its stop reason when it has ended."""
+        """New tokens of a sample; where it has ended, no more of them than it keeps."""
         before = len(sample.token_ids)
         sample.token_ids += tokens
         sample.logps += logps
         sample.count = len(sample.token_ids)
-        if sample.token_ids[-1] in self.eos_ids and len(sample.token_ids) >= self.settings.min_new_tokens:
-            sample.stop_reason = "eos"
-        elif len(sample.token_ids) >= self.settings.max_new_tokens:
-            sample.stop_reason = "length"
-        stop, least = self.settings.stop, max(before + 1, self.settings.min_new_tokens)
-        chat = self.engine.model.chat
-        if stop and len(sample.token_ids) >= least and has_stop(chat, sample.token_ids, before, stop):
-            cut = cut_at_stop(chat, sample.token_ids, least, stop)
-            if cut:
-                count, sample.text = cut
-                self.engine.counters["gen/tokens"] -= len(sample.token_ids) - count
-                del sample.token_ids[count:], sample.logps[count:]
-                sample.stop_reason = "stop"
-        self.engine.counters["gen/tokens"] += len(tokens)
+        sample.end = find_end(self.engine.model.chat, sample.token_ids, self.settings, before)
+        if sample.end:
+            del sample.token_ids[sample.end.kept :], sample.logps[sample.end.kept :]
+        self.engine.counters["gen/tokens"] += (sample.end.drawn if sample.end else sample.count) - before
 
     def _feed(self, sample: Sample) -> bool:
         """Begins the reading of a sample that has ended; False if nothing is to be read."""
         if not self.reading:
             return False
-        chat = self.engine.model.chat
-        sample.text = chat.decode(sample.token_ids) if sample.text is None else sample.text
-        kept = len(sample.token_ids)
-        if sample.stop_reason == "eos":
-            kept -= 1
-        elif sample.stop_reason == "stop":
-            while kept and len(chat.decode(sample.token_ids[:kept])) > len(sample.text):
-                kept -= 1
+        assert sample.end
+        kept = len(sample.token_ids) - (sample.end.reason == "eos")
         # The last token drawn is not in the cache yet.
-        cached = min(kept, len(sample.token_ids) - 1)
-        sample.fed = [*sample.token_ids[cached:kept], *self.reading.feed(sample.text)]
+        cached = min(kept, sample.count - 1)
+        text = self.engine.model.chat.decode(sample.token_ids)
+        sample.fed = [*sample.token_ids[cached:kept], *self.reading.feed(text)]
         sample.count = cached + 1
         return True
 
     def _completion(self, sample: Sample, read: np.ndarray | None = None) -> Completion:
-        text = self.engine.model.chat.decode(sample.token_ids) if sample.text is None else sample.text
+        assert sample.end
         return Completion(
             sample.request,
             sample.index,
             tuple(sample.token_ids),
-            text,
-            sample.stop_reason,
+            self.engine.model.chat.decode(sample.token_ids),
+            sample.end.reason,
             float(np.sum(np.asarray(sample.logps, np.float32), dtype=np.float64)),
+            sample.end.drawn,
+            sample.end.rest,
             None if read is None else tuple(float(x) for x in read),
         )
 
@@ -288,7 +284,7 @@ class EngineRun:
                 finished = bool(ended[row])
             else:
                 self._add(sample, tokens[row, :n].tolist(), logps[row, :n].tolist())
-                finished = bool(sample.stop_reason) and not self._feed(sample)
+                finished = bool(sample.end) and not self._feed(sample)
             if finished:
                 schedule.release(sample)
                 yield self._completion(sample, read[row] if self.reading else None)

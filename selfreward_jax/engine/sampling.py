@@ -29,8 +29,8 @@ class SamplingSettings:
       max_new_tokens: with the EOS.
       top_k: only the k most probable tokens, with all ties of the last of them; 0 keeps every token.
       min_p: only tokens at least this share as probable as the most probable one; 0 keeps every token.
-      min_new_tokens: before so many tokens no EOS is drawn and no stop string ends a sample.
-      stop: texts that end a sample where they are completed.
+      min_new_tokens: among so many tokens no EOS is drawn and no stop string that ends a sample begins.
+      stop: texts that end a sample where they are completed (see `stopping`).
     """
 
     temperature: float

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from selfreward_jax.engine.stopping import End
+
 
 @dataclasses.dataclass(frozen=True)
 class Request:
@@ -48,8 +50,7 @@ class Sample:
     slot: int = -1
     token_ids: list[int] = dataclasses.field(default_factory=list)
     logps: list[float] = dataclasses.field(default_factory=list)
-    stop_reason: str = ""
-    text: str | None = None
+    end: End | None = None
     fed: list[int] | None = None  # what is still to be fed, once the sample itself has ended
     count: int = 0  # tokens in the slot, the last of them not yet in the cache
 

@@ -34,6 +34,28 @@ from selfreward_jax.training.batches import Example
 NAME = "selfreward"
 MAX_GEN_TOKS = 256  # where a task names no limit, as with lm-eval's own models
 SAMPLING = ("until", "max_gen_toks", "do_sample", "temperature", "top_p", "top_k", "min_p")  # of a task's gen_kwargs
+# What a task may also say where it changes nothing: the values with which transformers generates plainly.
+NEUTRAL: Mapping[str, tuple[float, ...]] = {
+    "num_beams": (1,),
+    "num_beam_groups": (1,),
+    "num_return_sequences": (1,),
+    "repetition_penalty": (1,),
+    "encoder_repetition_penalty": (1,),
+    "length_penalty": (1,),
+    "diversity_penalty": (0,),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "no_repeat_ngram_size": (0,),
+    "min_new_tokens": (0,),
+    "min_tokens": (0,),
+    "min_length": (0,),
+    "typical_p": (1,),
+    "epsilon_cutoff": (0,),
+    "eta_cutoff": (0,),
+    "early_stopping": (False,),
+    "renormalize_logits": (False,),
+    "use_cache": (True, False),  # of memory and time alone
+}
 
 Pair = tuple[tuple[str, str] | None, list[int], list[int]]  # the texts, and the tokens of context and continuation
 
@@ -206,9 +228,9 @@ class SelfRewardLM(TemplateLM):
                 asked = [Request(str(n), self._context(requests[n].args[0], settings.max_new_tokens)) for n in numbers]
                 for made in self.engine.run(asked, 1, settings, seed=self.seed, purpose=f"lm-eval\0{self.model.hash}"):
                     number = int(made.request.id)
-                    found[number] = self._text(made.token_ids, made.text, settings.stop)
+                    found[number] = self._text(made.token_ids, made.up_to_stop, settings.stop)
                     self.cache_hook.add_partial("generate_until", requests[number].args, found[number])
-                    progress.advance(1, len(made.token_ids))
+                    progress.advance(1, made.drawn)
                     self.interrupt.check()
         return [found[n] for n in range(len(requests))]
 
@@ -240,20 +262,31 @@ def _example(request: Pair, longest: int) -> Example:
 
 
 def _sampling(gen_kwargs: Mapping[str, Any]) -> SamplingSettings:
-    """How a task wants its texts."""
-    wanted: dict[str, Any] = {**normalize_gen_kwargs(dict(gen_kwargs), MAX_GEN_TOKS)}
-    if unknown := sorted(set(wanted) - set(SAMPLING)):
-        raise UserError(f"the task's generation_kwargs hold {unknown[0]}; known are {', '.join(SAMPLING)}.")
-    greedy = not wanted.get("do_sample")
-    return SamplingSettings(
-        0.0 if greedy else float(wanted.get("temperature", 1.0)),
-        1.0 if greedy else float(wanted.get("top_p", 1.0)),
-        int(wanted["max_gen_toks"]),
-        0 if greedy else int(wanted.get("top_k", 0)),
-        0.0 if greedy else float(wanted.get("min_p", 0.0)),
-        0,
-        tuple(text for text in wanted["until"] if text),
-    )
+    """How a task wants its texts; null is as good as nothing said."""
+    where = "the task's generation_kwargs"
+    given = {name: value for name, value in gen_kwargs.items() if value is not None}
+    for name, neutral in NEUTRAL.items():
+        if name in given and (value := given.pop(name)) not in neutral:
+            said = " or ".join(str(n) for n in neutral)
+            raise UserError(f"{where}: {name} is {value!r}; here it can only be {said}.")
+    try:
+        wanted: dict[str, Any] = {**normalize_gen_kwargs(given, MAX_GEN_TOKS)}
+        if unknown := sorted(set(wanted) - set(SAMPLING)):
+            raise UserError(f"{where} hold {unknown[0]}; known are {', '.join(SAMPLING)}.")
+        greedy = not wanted.get("do_sample")
+        settings = SamplingSettings(
+            0.0 if greedy else float(wanted.get("temperature", 1.0)),
+            1.0 if greedy else float(wanted.get("top_p", 1.0)),
+            int(wanted["max_gen_toks"]),
+            0 if greedy else max(int(wanted.get("top_k", 0)), 0),  # vLLM's -1 is every token
+            0.0 if greedy else float(wanted.get("min_p", 0.0)),
+            0,
+            tuple(text for text in wanted["until"] if text),
+        )
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where}: {error}.") from None
+    settings.check(where)
+    return settings
 
 
 def main() -> int:

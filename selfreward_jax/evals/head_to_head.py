@@ -157,6 +157,8 @@ def head_to_head(
         "parse_rate": _parse_rate(verdicts),
         "distinct_a": _distinct(a),
         "distinct_b": _distinct(b),
+        "truncated_a": _truncated(a),
+        "truncated_b": _truncated(b),
     }
     desk.write(f"{where}{RESULT}", made, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     return result
@@ -224,6 +226,11 @@ def _parse_rate(verdicts: Sequence[PairVerdict]) -> float | None:
 def _distinct(side: Side) -> float:
     """Share of different texts among a side's answers: one text for all prompts can win a judge over (null models)."""
     return len({r.text for r in side.answers}) / len(side.answers)
+
+
+def _truncated(side: Side) -> float:
+    """Share of a side's answers that the limit cut, which are judged as they are; those of a file don't say."""
+    return sum(r.stop_reason == "length" for r in side.answers) / len(side.answers)
 
 
 def _rounded(value: float | None) -> float | None:

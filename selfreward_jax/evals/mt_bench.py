@@ -19,14 +19,14 @@ from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.rows import Prompt, Row, content_id
 from selfreward_jax.core.tokens import neutralise
 from selfreward_jax.evals.statistics import Interval, bootstrap
-from selfreward_jax.stages.templates import packaged
+from selfreward_jax.methods.template_files import packaged
 
 TURNS = (1, 2)
 TEMPERATURES = {"writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1}  # FastChat's; others are greedy
-NO_MARK = -1.0  # as the format writes a judgement without a mark; it is no part of any mean
+NO_MARK = -1  # as the format writes a judgement without a mark; it is no part of any mean
 TAGS = tuple(f"<{slash}{name}>" for slash in ("", "/") for name in ("question", "reference", "answer"))
 
-_NUMBER = r"\s*(\d+(?:\.\d+)?)\s*"
+_MARKS = (re.compile(r"\[\[([0-9]+\.?[0-9]*)\]\]"), re.compile(r"\[([0-9]+\.?[0-9]*)\]"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,12 +124,15 @@ def grading_prompt(question: Question, answers: Sequence[str], turn: int) -> str
 
 
 def parse_mark(judgement: str) -> float | None:
-    """The last `[[n]]` from 1 to 10, else the last `[n]`; None if there is neither."""
-    for pattern in (rf"\[\[{_NUMBER}\]\]", rf"\[{_NUMBER}\]"):
-        marks = [float(n) for n in re.findall(pattern, judgement)]
-        if good := [mark for mark in marks if 1 <= mark <= 10]:
-            return good[-1]
-    return None
+    """The first `[[n]]`, else the first `[n]`, as FastChat reads them; None if there is neither.
+
+    What it reads outside its scale of 1 to 10, FastChat counts in its means; here it is no mark.
+    """
+    found = next((match[1] for pattern in _MARKS if (match := pattern.search(judgement))), None)
+    if found is None:
+        return None
+    mark = int(found) if found.isdigit() else float(found)
+    return mark if 1 <= mark <= 10 else None
 
 
 def judgement_row(question: Question, answers: Sequence[str], model: str, judge: str, turn: int, text: str,

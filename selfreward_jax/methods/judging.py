@@ -7,42 +7,29 @@ itself can be taken for its score.
 import math
 import re
 from collections.abc import Iterable, Sequence
-from importlib import resources
-
-from etils import epath
 
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.rows import last_request
 from selfreward_jax.core.tokens import neutralise
+from selfreward_jax.methods.score_forms import FIVE, Scale, find_score
+from selfreward_jax.methods.template_files import check_placeholders, fill, packaged, read_text
 
 MAX_SCORE = 5.0
 
-_SCORE = re.compile(
-    r"\b_{0,2}score_{0,2}\b[\s*_]*:[\s*_]*[<\[(]?\s*"  # `Score:`, perhaps with Markdown around it
-    r"(?P<score>\d+(?:\.\d+)?)(?![.,]?\d)"  # not a part of a longer number
-    r"(?![ \t*_>\])]*(?:[-\u2013]|to\b)\s*\d)"  # not a range
-    r"(?![ \t*_>\])]*(?:/|out\s+of\b)[\s*_]*+(?!5(?:\.0+)?(?![.,]?\d)))",  # out of nothing but 5
-    re.IGNORECASE,
-)
 
-
-def parse_score(judgement: str) -> float | None:
-    """The last well-formed `Score: n` with n from 0 to 5, or None.
+def parse_score(judgement: str, scale: Scale = FIVE) -> float | None:
+    """The score that a judgement ends in, as one from 0 to 5, or None; see `score_forms`.
 
     None means missing: it is neither 0 nor -1 and never makes an answer the worse one.
     """
-    found = _last_score(judgement)
-    return float(found["score"]) if found else None
+    found = find_score(judgement, scale)
+    return scale.to_five(found.number) if found else None
 
 
-def reasons_before_score(judgement: str) -> str:
+def reasons_before_score(judgement: str, scale: Scale = FIVE) -> str:
     """What stands before the score that `parse_score` reads, without the markup around it; "" if there is none."""
-    found = _last_score(judgement)
-    return judgement[: found.start()].rstrip(" \t\n\r*_#>-") if found else ""
-
-
-def _last_score(judgement: str) -> re.Match[str] | None:
-    return next((m for m in reversed(list(_SCORE.finditer(judgement))) if float(m["score"]) <= MAX_SCORE), None)
+    found = find_score(judgement, scale)
+    return judgement[: found.reasons_end] if found else ""
 
 
 def mean_score(scores: Iterable[float | None], min_parsed: int) -> float | None:
@@ -51,25 +38,39 @@ def mean_score(scores: Iterable[float | None], min_parsed: int) -> float | None:
     return math.fsum(parsed) / len(parsed) if len(parsed) >= max(min_parsed, 1) else None
 
 
+_SCALE = re.compile(r"\{\{\s*scale\b([^{}]*)\}\}[^\S\n]*\n?")
+
+
 class JudgeTemplate:
-    """A text with the placeholders `{{prompt}}` and `{{response}}`."""
+    """A text with the placeholders `{{prompt}}` and `{{response}}`, each once.
+
+    `{{scale: 1-10}}`, anywhere in it, says that the judge is asked for another score than 0 to 5; it isn't shown.
+    """
 
     def __init__(self, path: str = ""):
         """Reads the package's template, or a user's.
 
         Raises:
-          UserError: no such file, or one without both placeholders.
+          UserError: no such file, one without both placeholders, or with a scale that is none.
         """
-        source = (
-            epath.Path(path) if path else epath.Path(str(resources.files("selfreward_jax"))) / "templates/judge.txt"
-        )
-        if not source.exists() or source.is_dir():
-            raise UserError(f"config.judge.template: {path}: no such file.")
-        self.text = source.read_text().strip()
-        for placeholder in ("{{prompt}}", "{{response}}"):
-            if self.text.count(placeholder) != 1:
-                raise UserError(f"{source}: the judge template must contain {placeholder} exactly once.")
+        where = path or "templates/judge.txt"
+        self.text = (read_text(path, "config.judge.template") if path else packaged("judge.txt")).strip()
+        check_placeholders(self.text, ("prompt", "response"), "the judge", where)
+        self.scale = _declared(self.text, where)
+        self._shown = _SCALE.sub("", self.text).strip()
         self._tags = sorted(set(re.findall(r"</?\w+>", self.text)))
+
+    def check_method(self, method: str) -> None:
+        """Raises `UserError` for a way of judging that knows scores from 0 to 5 only, where others are asked for."""
+        if method in ("completion", "expected") and self.scale != FIVE:
+            raise UserError(
+                f"config.judge.method: {method} reads scores from 0 to 5, and the judge's template declares"
+                f" {self.scale}; use sampled, or a template from 0 to 5."
+            )
+
+    def parse_score(self, judgement: str) -> float | None:
+        """As the function of this name, on the template's scale."""
+        return parse_score(judgement, self.scale)
 
     def messages(self, prompt: Sequence[dict[str, str]], response: str) -> tuple[dict[str, str], ...]:
         """What the judge is asked about one answer.
@@ -77,9 +78,19 @@ class JudgeTemplate:
         Both texts are put in at once, so that a placeholder inside one of them stays text; the template's own tags
         inside them are broken up, so that neither can end its part early.
         """
-        fields = {
-            "{{prompt}}": neutralise(last_request(prompt), self._tags),
-            "{{response}}": neutralise(response, self._tags),
-        }
-        content = re.sub(r"\{\{(?:prompt|response)\}\}", lambda match: fields[match[0]], self.text)
+        texts = {"prompt": last_request(prompt), "response": response}
+        content = fill(self._shown, {name: neutralise(text, self._tags) for name, text in texts.items()})
         return ({"role": "user", "content": content},)
+
+
+def _declared(text: str, where: str) -> Scale:
+    """The scale that a template declares; from 0 to 5 if it declares none."""
+    found = _SCALE.findall(text)
+    if not found:
+        return FIVE
+    bounds = re.fullmatch(r"\s*:?\s*(\d{1,9})\s*(?:-|–|to)\s*(\d{1,9})\s*", found[0])
+    if len(found) > 1 or not bounds or int(bounds[1]) >= int(bounds[2]):
+        raise UserError(
+            f"{where}: the judge template must declare its scale once, as {{{{scale: 1-10}}}}, the lower bound first."
+        )
+    return Scale(float(bounds[1]), float(bounds[2]))

@@ -48,19 +48,18 @@ def rank(
 def best_worst(ranked: Sequence[Scored], min_margin: float) -> tuple[Scored, Scored] | str:
     """Highest against lowest score (paper §2.3), or the reason why there is no pair.
 
-    Among equal scores the answer sampled first is taken.
+    Where these two are the same text, the two different texts whose scores are furthest apart. Among equals
+    the answers sampled first are taken, the chosen one before the rejected one.
     """
     if len(ranked) < 2:
         return "fewer_than_two_ranked"
-    score = lambda s: s.score  # noqa: E731
-    chosen, rejected = max(ranked, key=score), min(ranked, key=score)
-    if chosen.score == rejected.score:
+    if len({s.score for s in ranked}) == 1:
         return "tie"
-    if chosen.score - rejected.score <= min_margin:  # type: ignore[operator]
-        return "margin_too_small"
-    if chosen.response.text == rejected.response.text:
+    pairs = [(a, b) for a in ranked for b in ranked if a.score > b.score and a.response.text != b.response.text]  # type: ignore[operator]
+    if not pairs:
         return "identical_answers"
-    return chosen, rejected
+    chosen, rejected = max(pairs, key=lambda p: (p[0].score - p[1].score, p[0].score, -p[1].score))  # type: ignore[operator]
+    return (chosen, rejected) if chosen.score - rejected.score > min_margin else "margin_too_small"  # type: ignore[operator]
 
 
 # A rule takes the ranked answers of a prompt and the least margin; `config.pairs.rule` names it.

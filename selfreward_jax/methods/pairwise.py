@@ -7,14 +7,11 @@ whoever wrote them; who did is known outside.
 import math
 import re
 from collections.abc import Sequence
-from importlib import resources
 from typing import Literal, cast
 
-from etils import epath
-
-from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.rows import last_request
 from selfreward_jax.core.tokens import neutralise
+from selfreward_jax.methods.template_files import check_placeholders, fill, packaged, read_text
 
 Verdict = Literal["A", "B", "tie"]
 Outcome = Literal["win", "tie", "lose"]  # of one side, A
@@ -26,21 +23,31 @@ _VERDICT = re.compile(
     r"|^[\s*_]*verdict[\s*_]*:[\s*_]*\[?(?P<line>A|B|C|tie)\]?[\s*_.]*$",  # or alone on the closing line
     re.IGNORECASE | re.MULTILINE,
 )
+_PUNCTUATION = " \t\r*_.!`\"'"
+_LEADS_IN = re.compile(r"(?:^|:|\b(?:is|so|thus|therefore|hence))[\s*_,`\"']*$", re.IGNORECASE)
+_DENIED = re.compile(r"(?:\b(?:not|never|nor|neither)|n't)[\s*_`\"']*$", re.IGNORECASE)
 # What verdicts are written with; inside an answer it is broken up, so that a judge that quotes one has said nothing.
 _CLOSINGS = ("Verdict", "verdict", "VERDICT", "[[")
 
 
 def parse_verdict(judgement: str) -> Verdict | None:
-    """The last `[[A]]`, `[[B]]` or `[[tie]]` (MT-Bench writes `[[C]]`), or closing line `Verdict: A`; None if none.
+    """`[[A]]`, `[[B]]` or `[[tie]]` (MT-Bench writes `[[C]]`), or a line `Verdict: A`; None if there is none.
 
-    None means missing: it is no tie, and no win for anyone.
+    Where several stand there and differ, the last one counts if a line closes with it (`Verdict: [[B]]`); else the
+    judge may have weighed one against the other (`[[A]] or [[B]]`), and there is none. FastChat takes A wherever
+    `[[A]]` stands. None means missing: it is no tie, and no win for anyone.
     """
-    found = None
-    for match in _VERDICT.finditer(judgement):
-        found = (match["marked"] or match["line"]).upper()
-    if found is None:
+    found = list(_VERDICT.finditer(judgement))
+    said = [(match["marked"] or match["line"]).upper().replace("TIE", "C") for match in found]
+    if not said:
         return None
-    return "tie" if found in ("C", "TIE") else cast(Verdict, found)
+    last = found[-1]
+    before = judgement[: last.start()].rpartition("\n")[2]
+    after = judgement[last.end() :].partition("\n")[0]
+    closes = last["line"] or (_LEADS_IN.search(before) and not after.strip(_PUNCTUATION) and "[[" not in before)
+    if _DENIED.search(before) or (len(set(said)) > 1 and not closes):
+        return None
+    return "tie" if said[-1] == "C" else cast(Verdict, said[-1])
 
 
 class PairwiseTemplate:
@@ -52,14 +59,9 @@ class PairwiseTemplate:
         Raises:
           UserError: no such file, or one without each placeholder once.
         """
-        packaged = epath.Path(str(resources.files("selfreward_jax"))) / "templates/pairwise.txt"
-        source = epath.Path(path) if path else packaged
-        if not source.exists() or source.is_dir():
-            raise UserError(f"--template={path}: no such file.")
-        self.text = source.read_text().strip()
-        for placeholder in ("{{prompt}}", "{{first}}", "{{second}}"):
-            if self.text.count(placeholder) != 1:
-                raise UserError(f"{source}: the pairwise template must contain {placeholder} exactly once.")
+        self.text = (read_text(path, "--template") if path else packaged("pairwise.txt")).strip()
+        names = ("prompt", "first", "second")
+        check_placeholders(self.text, names, "the pairwise", path or "templates/pairwise.txt")
         self._guarded = [*sorted(set(re.findall(r"</?\w+>", self.text))), *_CLOSINGS]
 
     def messages(self, prompt: Sequence[dict[str, str]], first: str, second: str) -> tuple[dict[str, str], ...]:
@@ -68,9 +70,8 @@ class PairwiseTemplate:
         All texts are put in at once, so that a placeholder inside one of them stays text; the template's own tags
         inside them are broken up, and so is what verdicts are written with.
         """
-        texts = {"{{prompt}}": last_request(prompt), "{{first}}": first, "{{second}}": second}
-        fields = {name: neutralise(text, self._guarded) for name, text in texts.items()}
-        content = re.sub(r"\{\{(?:prompt|first|second)\}\}", lambda match: fields[match[0]], self.text)
+        texts = {"prompt": last_request(prompt), "first": first, "second": second}
+        content = fill(self.text, {name: neutralise(text, self._guarded) for name, text in texts.items()})
         return ({"role": "user", "content": content},)
 
 

@@ -219,7 +219,7 @@ class Plans:
     def _state(self, settings) -> step.TrainState:
         optimizer = make_optimizer(self.model, settings, self.lora)
         shapes = jax.eval_shape(optimizer.init, self.trained)
-        layouts = state_shardings(optimizer, self.trained)
+        layouts = state_shardings(optimizer, self.trained, trained_specs(self.model, self.lora))
         opt_state = jax.tree.map(described, shapes, layouts)
         average = jax.tree.map(lambda x: x, self.trained) if settings.ema_decay else None
         return step.TrainState(described(np.zeros((), np.int32), None), self.trained, opt_state, average)

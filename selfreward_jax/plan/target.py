@@ -1,6 +1,7 @@
 """The devices of a machine that need not be here: a TPU slice by its own compiler, other machines by simulation."""
 
 import contextlib
+import importlib
 import os
 
 import jax
@@ -31,7 +32,7 @@ def _described(machine: Machine) -> list:
     from jax.experimental import topologies
 
     try:
-        import libtpu  # noqa: F401
+        importlib.import_module("libtpu")
     except ImportError:
         raise UserError(
             f"--topology={machine.name}: the TPU compiler is not installed; pip install 'selfreward_jax[tpu]'."

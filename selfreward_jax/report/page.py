@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from selfreward_jax.methods.template_files import packaged
 from selfreward_jax.report import figures, tables
 from selfreward_jax.report.checks import check_run
 from selfreward_jax.report.collect import RunFacts
 from selfreward_jax.report.plots import SERIES
 from selfreward_jax.report.topics import SEEDS, PromptMap, map_prompts
-from selfreward_jax.stages.templates import packaged
 
 
 class Named(NamedTuple):

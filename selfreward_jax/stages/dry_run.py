@@ -82,7 +82,7 @@ def placed_arrays(config: Any, stage: str) -> Iterator[Placed]:
     state = jax.eval_shape(optimizer.init, trained)
     for (path, x), sharding in zip(
         jax.tree_util.tree_leaves_with_path(state),
-        jax.tree.leaves(state_shardings(optimizer, trained)),
+        jax.tree.leaves(state_shardings(optimizer, trained, specs)),
         strict=True,
     ):
         yield Placed("optimiser", _name(path), x.shape, str(x.dtype), sharding)

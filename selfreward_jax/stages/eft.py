@@ -9,7 +9,7 @@ from typing import Any
 from selfreward_jax.core.ranked import Answer, Ranked, Step
 from selfreward_jax.core.rows import Judgement, Prompt, Response, Row, content_id, group_by, to_line
 from selfreward_jax.methods.eft import agreeing_scores, balance, chance_agreement, score_bin
-from selfreward_jax.methods.judging import reasons_before_score
+from selfreward_jax.methods.score_forms import FIVE, Scale, find_score
 from selfreward_jax.methods.score_slot import LABEL
 from selfreward_jax.stages.judge import judge
 from selfreward_jax.stages.work import ModelRef, Work
@@ -32,14 +32,15 @@ class EftRules:
 
 @dataclasses.dataclass(frozen=True)
 class Opinion:
-    """A judgement that could be learnt from: its reasons, and its score."""
+    """A judgement that could be learnt from: its reasons, and its score from 0 to 5 and on the judge's own scale."""
 
     reasons: str
     score: float
+    number: float
 
     @property
     def text(self) -> str:
-        return f"{self.reasons}\n{LABEL} {self.score:g}"
+        return f"{self.reasons}\n{LABEL} {self.number:g}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,24 +74,32 @@ def judge_ranked(work: Work, folder: str, ref: ModelRef, ranked: Sequence[Ranked
 
 
 def build_eft(
-    ranked: Sequence[Ranked], judgements: Sequence[Judgement], rules: EftRules, most: int, seed: int
+    ranked: Sequence[Ranked],
+    judgements: Sequence[Judgement],
+    rules: EftRules,
+    most: int,
+    seed: int,
+    scale: Scale = FIVE,
 ) -> EftSet:
     """Chooses among the judgements of ranked answers.
 
     An answer of which no judgement has a score and reasons is left out; a prompt of which then no two ranks are left,
     or whose scores can't be put in the order of the ranks, gives no row at all.
+
+    Args:
+      scale: what the judge was asked for; rows are written on it.
     """
     by_response = group_by(judgements, lambda j: j.response_id)
     steps: list[Step] = []
     dropped: list[Row] = []
     answers = sum(len(r.answers) for r in ranked)
     steps.append(Step("to be judged", "answers", 0, answers))
-    _count_judgements(steps, judgements, answers - len(by_response), answers, rules)
+    _count_judgements(steps, judgements, answers - len(by_response), answers, rules, scale)
     useful = unclear = disagreeing = useful_answers = 0
     chances: list[float] = []
     rows: list[Row] = []
     for r in ranked:
-        own = [(a, _opinions(by_response.get(content_id(r.key, a.text), ()), rules)) for a in r.answers]
+        own = [(a, _opinions(by_response.get(content_id(r.key, a.text), ()), rules, scale)) for a in r.answers]
         told = [(a, opinions) for a, opinions in own if opinions]
         useful_answers += len(told)
         scores = [[o.score for o in opinions] for _, opinions in told]
@@ -134,7 +143,7 @@ def build_eft(
 
 
 def _count_judgements(
-    steps: list[Step], judgements: Sequence[Judgement], too_long: int, answers: int, rules: EftRules
+    steps: list[Step], judgements: Sequence[Judgement], too_long: int, answers: int, rules: EftRules, scale: Scale
 ) -> None:
     if too_long:
         steps.append(Step("too long for the judge", "answers", too_long, answers - too_long))
@@ -144,7 +153,7 @@ def _count_judgements(
     whole = [j for j in scored if not _cut_short(j)]
     if len(whole) < len(scored):
         steps.append(Step("cut by the limit before the score", "judgements", len(scored) - len(whole), len(whole)))
-    reasoned = len(_opinions(whole, rules))
+    reasoned = len(_opinions(whole, rules, scale))
     steps.append(Step("with too few reasons", "judgements", len(whole) - reasoned, reasoned))
 
 
@@ -153,9 +162,9 @@ def _cut_short(j: Judgement) -> bool:
     return j.score_probs is not None and j.stop_reason == "length"
 
 
-def _opinions(judgements: Sequence[Judgement], rules: EftRules) -> list[Opinion]:
-    whole = [j for j in judgements if not _cut_short(j)]
-    made = [Opinion(reasons_before_score(j.text), j.score) for j in whole if j.score is not None]
+def _opinions(judgements: Sequence[Judgement], rules: EftRules, scale: Scale) -> list[Opinion]:
+    whole = [(j, find_score(j.text, scale)) for j in judgements if not _cut_short(j)]
+    made = [Opinion(j.text[: f.reasons_end], j.score, f.number) for j, f in whole if j.score is not None and f]
     # Different ones: a judge that can't judge says the same word until it is cut.
     return [o for o in made if len(set(o.reasons.casefold().split())) >= rules.min_words]
 

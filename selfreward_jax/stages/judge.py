@@ -15,7 +15,7 @@ from selfreward_jax.core.tokens import Chat
 from selfreward_jax.engine.generate import Completion, Reading, Request
 from selfreward_jax.engine.sampling import SamplingSettings
 from selfreward_jax.methods.judge_function import JudgeFunction, checked_score, load_function, source_hash
-from selfreward_jax.methods.judging import JudgeTemplate, parse_score
+from selfreward_jax.methods.judging import JudgeTemplate
 from selfreward_jax.methods.score_slot import LABEL, ScoreSlot, distribution, expected_score, likeliest_score
 from selfreward_jax.stages.sampling import read_artefact, sample_artefact, sampling_settings
 from selfreward_jax.stages.unread import Watch, first_outputs
@@ -42,6 +42,7 @@ def judge(
     """
     c = work.config.judge
     template = JudgeTemplate(c.template)
+    template.check_method(c.method)
     artefact = f"{folder}/judgements.jsonl"
     inputs = {
         "stage": "judge",
@@ -93,7 +94,7 @@ def _ask(
         at_slot = slot_requests(requests, slot)
         read_artefact(work, artefact, inputs, model, at_slot, slot.candidates, to_row, "response_id", title)
     else:
-        to_row = functools.partial(judgement_row, model.hash, c.method)
+        to_row = functools.partial(judgement_row, model.hash, c.method, template)
         settings, reading = judge_sampling(sampling_settings(c), slot)
         watch = Watch("score", functools.partial(_no_score, model.title)) if must_score else lambda row: None
         sample_artefact(
@@ -115,10 +116,11 @@ def check_judge(work: Work) -> None:
     """Finds what is wrong with the judge before hours of training, instead of after.
 
     Raises:
-      UserError: a template without its places, or a function that can't be imported.
+      UserError: a template without its places or with a scale that the method can't read, or a function that can't be
+        imported.
     """
     c = work.config.judge
-    JudgeTemplate(c.template)
+    JudgeTemplate(c.template).check_method(c.method)
     if c.method == "function":
         load_function(c.function)
 
@@ -163,12 +165,22 @@ def judge_sampling(
 SCORE_OF: dict[str, Callable[[Sequence[float]], float]] = {"completion": likeliest_score, "expected": expected_score}
 
 
-def judgement_row(model_hash: str, method: str, x: Completion) -> Judgement:
+def judgement_row(model_hash: str, method: str, template: JudgeTemplate, x: Completion) -> Judgement:
     """A judgement from its sample; its text ends in the score, however that came about."""
     if x.read is None:
         id = content_id(model_hash, x.request.id, x.index, x.text)
-        return Judgement(id, x.request.id, x.index, x.text, parse_score(x.text), x.stop_reason)
+        return Judgement(id, x.request.id, x.index, x.text, sampled_score(template, x), x.stop_reason)
     return read_row(model_hash, method, x.request.id, x.index, x.text, x.stop_reason, x.read)
+
+
+def sampled_score(template: JudgeTemplate, x: Completion) -> float | None:
+    """The score that a sampled judgement gives.
+
+    None too where the limit cut it within the line of its score: `Score: 1` may have become 10, or 1 out of 10.
+    """
+    score = template.parse_score(x.text)
+    whole_lines = x.text[: x.text.rfind("\n") + 1]
+    return None if x.stop_reason == "length" and template.parse_score(whole_lines) != score else score
 
 
 def read_row(

@@ -88,12 +88,12 @@ def make_pairs(
         )
         drops += left_out
         prompt_ids = tuple(chat.prompt_ids(prompt.messages))
-        best += [_positive(prompt, prompt_ids, s, model) for s in positives(ranked)]
+        best += [_positive(chat, prompt, prompt_ids, s, model) for s in positives(ranked)]
         picked = PAIR_RULES[rule](ranked, min_margin)
         if isinstance(picked, str):
             drops.append(Drop(prompt.id, None, picked))
         else:
-            pairs.append(_pair(prompt, prompt_ids, *picked, model, reference))
+            pairs.append(_pair(chat, prompt, prompt_ids, *picked, model, reference))
     return pairs, drops, best
 
 
@@ -106,7 +106,16 @@ def _answer(scored: Scored) -> tuple[dict[str, str], ...]:
     return ({"role": "assistant", "content": scored.response.text},)
 
 
+def trained_ids(chat: Chat, response: Response) -> tuple[int, ...]:
+    """What an answer teaches: its tokens as sampled, and where a stop string ended it, the end of turn instead.
+
+    Else the model would learn not to end there. One that the limit cut, if it is kept, has no end to learn.
+    """
+    return (*response.token_ids, chat.eos_ids[0]) if response.stop_reason == "stop" else response.token_ids
+
+
 def _pair(
+    chat: Chat,
     prompt: Prompt,
     prompt_ids: tuple[int, ...],
     chosen: Scored,
@@ -125,8 +134,8 @@ def _pair(
         score_rejected=rejected.score,
         margin=chosen.score - rejected.score,
         prompt_token_ids=prompt_ids,
-        chosen_token_ids=chosen.response.token_ids,
-        rejected_token_ids=rejected.response.token_ids,
+        chosen_token_ids=trained_ids(chat, chosen.response),
+        rejected_token_ids=trained_ids(chat, rejected.response),
         provenance={
             "model": model.name,
             "model_hash": model.hash,
@@ -138,13 +147,13 @@ def _pair(
     )
 
 
-def _positive(prompt: Prompt, prompt_ids: tuple[int, ...], scored: Scored, model: ModelRef) -> Row:
+def _positive(chat: Chat, prompt: Prompt, prompt_ids: tuple[int, ...], scored: Scored, model: ModelRef) -> Row:
     """An SFT row in TRL's prompt-completion columns."""
     return {
         "prompt": prompt.messages,
         "completion": _answer(scored),
         "score": scored.score,
         "prompt_token_ids": prompt_ids,
-        "completion_token_ids": scored.response.token_ids,
+        "completion_token_ids": trained_ids(chat, scored.response),
         "provenance": {"model": model.name, "model_hash": model.hash, "answer": judgement_facts(scored)},
     }

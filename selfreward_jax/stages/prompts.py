@@ -8,7 +8,7 @@ from selfreward_jax.core.progress import meter, say
 from selfreward_jax.core.rows import Prompt, Row, as_messages, content_id, load_rows, read_jsonl, to_line
 from selfreward_jax.core.seeds import load_ift
 from selfreward_jax.core.store import exists, sha256_file
-from selfreward_jax.engine.generate import Engine, Request, check_requests
+from selfreward_jax.engine.generate import Completion, Engine, Request, check_requests
 from selfreward_jax.methods.self_instruct import (
     FilterSettings,
     PromptFilter,
@@ -16,9 +16,9 @@ from selfreward_jax.methods.self_instruct import (
     first_item,
     pick_demonstrations,
 )
+from selfreward_jax.methods.template_files import packaged, read_text
 from selfreward_jax.stages.run import ModelRef, Run
 from selfreward_jax.stages.sampling import sampling_settings
-from selfreward_jax.stages.templates import packaged, read_text
 
 
 def create_prompts(run: Run, t: int, model: ModelRef) -> list[Prompt]:
@@ -121,7 +121,7 @@ def _self_instruct(run: Run, t: int, ref: ModelRef, artefact: str, inputs: dict,
             tokens = 0
             for row in journal.rows(number):
                 tokens += row["tokens"]
-                reason = accept.reject_reason(row["text"]) if row["text"] else "empty"
+                reason = row.get("reason") or accept.reject_reason(row["text"])
                 if len(kept) >= count:
                     break
                 (rejected if reason else kept).append({**row, "reason": reason})
@@ -174,5 +174,12 @@ def _candidates(
     purpose = f"m{t}/prompts\0{run.ref('m0').hash if c.generator == 'base' else model.hash}"
     made = engine.run(requests, 1, settings, seed=run.config.seed, purpose=purpose, what="prompt round")
     by_id = {x.request.id: x for x in made}
-    texts = [by_id[r.id] for r in requests]
-    return [{"text": first_item(x.text), "tokens": len(x.token_ids), "raw": x.text} for x in texts]
+    return [_candidate(by_id[r.id]) for r in requests]
+
+
+def _candidate(x: Completion) -> Row:
+    """A prompt as it was written; with a `reason` if nothing was, or it goes on to where the limit cut it."""
+    text = first_item(x.up_to_stop)
+    cut = x.stop_reason == "length" and text == x.up_to_stop.strip()
+    reason = "empty" if not text else "truncated" if cut else None
+    return {"text": text, "tokens": x.drawn, "raw": x.up_to_stop, "reason": reason}

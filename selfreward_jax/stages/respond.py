@@ -4,6 +4,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
+from selfreward_jax.core.progress import say
 from selfreward_jax.core.rows import Prompt, Response, content_id, load_rows
 from selfreward_jax.engine.generate import Completion, Request, check_requests
 from selfreward_jax.stages.sampling import sample_artefact, sampling_settings
@@ -39,7 +40,10 @@ def respond(work: Work, folder: str, model: ModelRef, prompts: Sequence[Prompt],
 
     to_row = functools.partial(response_row, model.hash)
     sample_artefact(work, artefact, inputs, model, requests, c.n, settings, to_row, "prompt_id", title)
-    return load_rows(work.root / artefact, Response)
+    responses = load_rows(work.root / artefact, Response)
+    if cut := sum(r.stop_reason == "length" for r in responses):
+        say(f"{title}: {cut} of {len(responses)} were cut by the limit of {c.max_new_tokens} tokens")
+    return responses
 
 
 def response_row(model_hash: str, x: Completion) -> Response:

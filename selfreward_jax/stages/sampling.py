@@ -58,7 +58,7 @@ def sample_artefact(
                     requests, samples, settings, seed=work.config.seed, purpose=purpose, done=done, reading=reading
                 ):
                     row = to_row(made)
-                    rows.add(row, len(made.token_ids), slots_in_use(engine))
+                    rows.add(row, made.drawn, slots_in_use(engine))
                     watch(row if isinstance(row, dict) else dataclasses.asdict(row))
             report(title, engine, before)
     work.finish(artefact, inputs, lambda row: (place[row[identify]], row["index"]))

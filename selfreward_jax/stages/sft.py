@@ -9,7 +9,8 @@ from selfreward_jax.core.progress import say
 from selfreward_jax.core.rows import Messages, draw
 from selfreward_jax.core.seeds import load_eft, load_ift
 from selfreward_jax.core.tokens import Chat
-from selfreward_jax.methods.judging import JudgeTemplate, parse_score
+from selfreward_jax.methods.judging import JudgeTemplate
+from selfreward_jax.methods.score_forms import FIVE
 from selfreward_jax.stages.choice import Asked
 from selfreward_jax.stages.run import ModelRef, Run
 from selfreward_jax.stages.training import is_trained, train_model, training_inputs
@@ -41,7 +42,12 @@ def seed_rows(run: Run) -> tuple[list[TrainRow], dict[tuple[int, ...], Messages]
     template = JudgeTemplate(c.judge.template)
     sets = {"ift": load_ift(c.seeds.ift, renderable(run.chat))}
     if c.seeds.eft:
-        sets["eft"] = load_eft(c.seeds.eft, template.messages, parse_score)
+        if c.seeds.eft == "builtin" and template.scale != FIVE:
+            raise UserError(
+                f"config.seeds.eft: builtin judges from 0 to 5, and the judge's template declares {template.scale};"
+                " give judgements on that scale (config.seeds.eft=FILE), or none."
+            )
+        sets["eft"] = load_eft(c.seeds.eft, template.messages, template.parse_score)
     rows: list[TrainRow] = []
     asked: dict[tuple[int, ...], Messages] = {}
     facts: dict[str, int] = {}

@@ -18,6 +18,7 @@ from selfreward_jax.methods.pairwise import (
     LABEL,
     Outcome,
     PairwiseTemplate,
+    Verdict,
     combine,
     order_preference,
     parse_verdict,
@@ -180,9 +181,15 @@ def _sampled_row(method: str, about: dict[str, tuple[str, First]], x: Completion
     prompt_id, first = about[x.request.id]
     if x.read is not None:
         return _read_row(method, x.request.id, x.index, prompt_id, first, x.text, x.stop_reason, x.read)
-    verdict = parse_verdict(x.text)
+    verdict = sampled_verdict(x)
     prefers = PREFERS_FIRST[verdict] if verdict else None
     return PairVerdict(x.request.id, x.index, prompt_id, first, x.text, verdict, prefers, x.stop_reason)
+
+
+def sampled_verdict(x: Completion) -> Verdict | None:
+    """The verdict that a sampled text gives; None too where the limit cut what may have become another word."""
+    verdict = parse_verdict(x.text)
+    return None if x.stop_reason == "length" and parse_verdict(f"{x.text}x") != verdict else verdict
 
 
 def _slot_row(

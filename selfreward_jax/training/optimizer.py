@@ -1,16 +1,18 @@
 """The optimiser, its learning rate's course, and how its state is laid out; from optax."""
 
 import dataclasses
+import itertools
 import math
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from selfreward_jax.core.mesh import replicated
 from selfreward_jax.llama.config import LlamaConfig
 from selfreward_jax.llama.lora import LoraSettings, trained_specs
-from selfreward_jax.llama.params import Params, map_specs
+from selfreward_jax.llama.params import Params, ParamSpec, is_spec, map_specs
 from selfreward_jax.training.moments import scale_by_adam
 
 FACTORED_RMS_CLIP = 1.0  # Adafactor's bound on an update's root mean square, its paper's value
@@ -64,25 +66,82 @@ def make_optimizer(
     the second moment of a matrix as row and column means and no first one; rates are absolute as AdamW's, not relative
     to the weights, and decay is AdamW's too.
     """
-    s = settings
+    s, specs = settings, trained_specs(config, lora)
     clip = optax.clip_by_global_norm(s.clip_norm) if s.clip_norm else optax.identity()
     if s.optimizer == "adafactor":
-        direction = optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(FACTORED_RMS_CLIP))
+        adafactor = optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(FACTORED_RMS_CLIP))
+        direction = per_matrix(adafactor, specs)
     else:
         direction = scale_by_adam(s.adam_b1, s.adam_b2, s.adam_eps, s.moments_dtype)
-    decayed = map_specs(lambda spec: spec.kind == "matrix", trained_specs(config, lora))
+    decayed = map_specs(lambda spec: spec.kind == "matrix", specs)
     return optax.chain(clip, direction, optax.add_decayed_weights(s.weight_decay, mask=decayed))
 
 
-def state_shardings(optimizer: optax.GradientTransformation, params: Params):
-    """A sharding for every array of the optimiser's state: those that go with a weight are laid out like it."""
+def per_matrix(rule: optax.GradientTransformation, specs) -> optax.GradientTransformation:
+    """A rule that acts on each tensor by itself, on those that a model's file has: a matrix or vector of each layer.
+
+    Here a layer's are stacked with those of the others, and an axis of heads is split in two.
+    """
+    by_name = {_names(path): s for path, s in jax.tree_util.tree_leaves_with_path(specs, is_leaf=is_spec)}
+    axes = map_specs(lambda spec: 0 if spec.stacked else None, specs)
+
+    def split(tree):
+        return jax.tree.map(lambda spec, x: x.reshape(matrix_shape(spec, x.shape)), specs, tree, is_leaf=is_spec)
+
+    def state_axes(state):
+        axis = lambda path, _: 0 if (spec := by_name.get(_names(path))) and spec.stacked else None  # noqa: E731
+        return jax.tree_util.tree_map_with_path(axis, state)
+
+    def init(params):
+        matrices = split(params)
+        one = jax.tree.map(lambda s, x: jnp.zeros(x.shape[s.stacked :], x.dtype), specs, matrices, is_leaf=is_spec)
+        made = state_axes(jax.eval_shape(rule.init, one))
+        return jax.vmap(rule.init, (axes,), made)(matrices)
+
+    def update(updates, state, params=None):
+        kept = state_axes(state)
+        acted = jax.vmap(rule.update, (axes, kept, axes), (axes, kept))
+        directions, state = acted(split(updates), state, split(params))
+        return jax.tree.map(lambda x, like: x.reshape(like.shape), directions, updates), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def matrix_shape(spec: ParamSpec, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a stack [L, inputs, outputs], [L, size], or of one tensor, of a weight of `shape`."""
+    return tuple(math.prod(shape[n] for n in group) for group in _matrix_axes(spec))
+
+
+def _matrix_axes(spec: ParamSpec) -> list[range]:
+    """Which axes of a weight make up each axis of its (stacked) matrices or vectors."""
+    first = int(spec.stacked)
+    cut, last = first + spec.inputs, first + len(spec.shape)
+    bounds = (first, cut, last) if spec.kind == "matrix" else (first, last)
+    return [range(n) for n in [first] if n] + [range(a, b) for a, b in itertools.pairwise(bounds)]
+
+
+def state_shardings(optimizer: optax.GradientTransformation, params: Params, specs):
+    """A sharding for every array of the optimiser's state: those that go with a weight are laid out like it.
+
+    Args:
+      specs: the tree of `ParamSpec`s of `params`.
+    """
     weights = {_names(path): weight for path, weight in jax.tree_util.tree_leaves_with_path(params)}
+    by_name = {_names(path): s for path, s in jax.tree_util.tree_leaves_with_path(specs, is_leaf=is_spec)}
     some = jax.tree.leaves(params)[0].sharding
     whole = replicated(some.mesh) if isinstance(some, NamedSharding) else some
 
     def one(path, x):
         weight = weights.get(_names(path))
-        return whole if weight is None else sharding_beside(x.shape, weight.shape, weight.sharding)
+        if weight is None:
+            return whole
+        shape, sharding = weight.shape, weight.sharding
+        if len(x.shape) != len(shape) and isinstance(sharding, NamedSharding):  # of matrices, see `per_matrix`
+            spec = by_name[_names(path)]
+            split = [*sharding.spec, *[None] * (len(shape) - len(sharding.spec))]
+            merged = (split[group[0]] for group in _matrix_axes(spec))
+            shape, sharding = matrix_shape(spec, shape), NamedSharding(sharding.mesh, PartitionSpec(*merged))
+        return sharding_beside(x.shape, shape, sharding)
 
     return jax.tree_util.tree_map_with_path(one, jax.eval_shape(optimizer.init, params))
 

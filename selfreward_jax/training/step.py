@@ -183,8 +183,8 @@ def init_state(
     config: LlamaConfig, settings: OptimizerSettings, params: Params, lora: LoraSettings | None = None
 ) -> TrainState:
     """Step 0; the optimiser's moments are laid out like the weights, which the compiler would not do by itself."""
-    optimizer = make_optimizer(config, settings, lora)
-    opt_state = jax.jit(optimizer.init, out_shardings=state_shardings(optimizer, params))(params)
+    optimizer, specs = make_optimizer(config, settings, lora), trained_specs(config, lora)
+    opt_state = jax.jit(optimizer.init, out_shardings=state_shardings(optimizer, params, specs))(params)
     return TrainState(jnp.int32(0), params, opt_state, ema.start(params) if settings.ema_decay else None)
 
 

@@ -36,7 +36,8 @@ def seeds(options: argparse.Namespace, overrides: Overrides, interrupt: Interrup
             "config.judge.method: expected gives means and no scores that a judgement could say; use sampled or"
             " completion."
         )
-    JudgeTemplate(config.judge.template)
+    template = JudgeTemplate(config.judge.template)
+    template.check_method(config.judge.method)
     if options.ift and options.ift_rows:
         raise UserError("--ift_rows: with --ift the demonstrations are given, and none are made; leave one out.")
     ift_rows = 0 if options.ift else 3200 if options.ift_rows is None else options.ift_rows
@@ -75,7 +76,7 @@ def seeds(options: argparse.Namespace, overrides: Overrides, interrupt: Interrup
         parts = _limited(split, options.eft_prompts, wanted)
         for name, part in parts.items():
             judgements = judge_ranked(desk, f"judged_{name}", ref, part)
-            made[name] = build_eft(part, judgements, rules, wanted[name], config.seed)
+            made[name] = build_eft(part, judgements, rules, wanted[name], config.seed, template.scale)
             _write_eft(desk, name, made[name], {"stage": "eft", **asked, **judging, **vars(rules)})
         counts["eft"] = {name: {"steps": _as_rows(x.steps), **x.facts} for name, x in made.items()}
     desk.write("counts.json", {"stage": "seeds", **asked, **judging}, json.dumps(counts, indent=2) + "\n")

@@ -13,6 +13,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from etils import epath
+from gcp_storage_emulator import server as emulator
+from gcp_storage_emulator.handlers import objects
 
 from selfreward_jax import cli
 from selfreward_jax.core.checkpoints import Checkpoints
@@ -22,10 +24,6 @@ from selfreward_jax.core.store import Journal, Manifest, remote_error, write_ato
 from selfreward_jax.core.tables import read_table
 from selfreward_jax.llama import load
 from tests import tiny
-
-pytest.importorskip("gcsfs", reason="gcsfs is not installed")
-emulator = pytest.importorskip("gcp_storage_emulator.server", reason="gcp-storage-emulator is not installed")
-objects = pytest.importorskip("gcp_storage_emulator.handlers.objects")
 
 ROOT = epath.Path("gs://bucket")
 

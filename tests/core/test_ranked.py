@@ -123,7 +123,8 @@ def test_jsonl_gzip_parquet_and_a_hub_folder_hold_the_same(tmp_path):
 
 
 def test_tfds_holds_the_same(tmp_path):
-    tfds = pytest.importorskip("tensorflow_datasets")
+    import tensorflow_datasets as tfds
+
     text = tfds.features.Text()
     row = {"prompt": text, "responses": tfds.features.Dataset({"text": text, "rank": tfds.features.Scalar(np.int32)})}
 

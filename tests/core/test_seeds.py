@@ -223,7 +223,9 @@ def prepare(tfds, data_set: str, folder) -> None:
 
 @pytest.fixture(scope="module")
 def tfds():
-    return pytest.importorskip("tensorflow_datasets")
+    import tensorflow_datasets
+
+    return tensorflow_datasets
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from jax.experimental.layout import Format, Layout
 
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.engine import block, layout
+from selfreward_jax.engine import run as generation
 from selfreward_jax.engine.generate import Engine, EngineSettings, Reading, check_requests
 from selfreward_jax.engine.sampling import SamplingSettings, keys_at, sample
 from selfreward_jax.engine.schedule import Request, sample_key, shared_prefix
@@ -25,6 +26,7 @@ from tests.engine.small_llama import (
     naive_logp,
     small_model,
 )
+from tests.engine.test_stopping import naive_end
 
 RNG = np.random.default_rng(1)
 GREEDY = SamplingSettings(temperature=0.0, top_p=1.0, max_new_tokens=7)
@@ -291,25 +293,29 @@ def test_one_new_token_needs_no_decoding(engine, sampled):
     assert engine.counters["gen/decode_steps"] == before
 
 
-def test_a_stop_string_ends_a_sample_where_it_is_completed(engine, sampled):
-    """The stub writes token 17 as `17`; a stop string of two tokens begins in the middle of the first."""
-    ids = sampled["r1", 0].token_ids
-    stop = f"{str(ids[2])[-1]} {ids[3]}"
-    found = run(engine, PLAIN, settings=dataclasses.replace(SAMPLED, stop=(stop,)))
-    c = found["r1", 0]
-    assert c.stop_reason == "stop" and c.token_ids == ids[: len(c.token_ids)] and len(c.token_ids) <= 4
-    for key, free in sampled.items():
-        text = " ".join(map(str, free.token_ids))
-        assert found[key].text == text.split(stop)[0]
-        assert (found[key].stop_reason == "stop") == (stop in text)
+LOOKS = [(1, 5), (3, 5), (8, 1), (8, 64)]  # tokens between two looks, and slots
 
 
-def test_the_log_probability_of_a_stopped_sample_is_that_of_the_tokens_it_kept(engine, model, sampled):
-    stop = f" {sampled['r1', 0].token_ids[2]}"
-    found = run(engine, PLAIN, settings=dataclasses.replace(SAMPLED, stop=(stop,)))
-    for c in found.values():
-        expected = naive_logp(model.config, model.params, c.request.prompt_ids, c.token_ids)
-        assert c.logp == pytest.approx(expected, abs=1e-4)
+@pytest.mark.parametrize(("steps", "slots"), LOOKS)
+@pytest.mark.parametrize("least", [0, 3])
+def test_a_sample_ends_where_a_loop_over_its_tokens_would_end_it(model, monkeypatch, steps, slots, least):
+    """Compared with its own run without stop strings, so that rounding plays no part; the stub writes 17 as `17`."""
+    monkeypatch.setattr(generation, "STEPS_WITH_STOP", steps)
+    engine = Engine(model, dataclasses.replace(TINY, slots=slots))
+    free = run(engine, PLAIN)
+    ids = free["r1", 0].token_ids
+    settings = dataclasses.replace(SAMPLED, stop=(f"{str(ids[2])[-1]} {ids[3]}", "6", "3 1"), min_new_tokens=least)
+    before = engine.counters["gen/tokens"]
+    found = run(engine, PLAIN, settings=settings)
+    for key, c in found.items():
+        end = naive_end(model.chat, list(free[key].token_ids), settings)
+        assert end
+        assert (c.stop_reason, c.drawn, c.rest) == (end.reason, end.drawn, end.rest)
+        assert c.token_ids == free[key].token_ids[: end.kept] and c.text == model.chat.decode(c.token_ids)
+        logp = naive_logp(model.config, model.params, c.request.prompt_ids, c.token_ids) if c.token_ids else 0.0
+        assert c.logp == pytest.approx(logp, abs=1e-4)
+    assert {"stop", "length"} == {c.stop_reason for c in found.values()}
+    assert engine.counters["gen/tokens"] - before == sum(c.drawn for c in found.values())
 
 
 # Reading probabilities.
@@ -341,13 +347,19 @@ def test_what_is_read_after_a_sample_is_the_distribution_after_the_fed_tokens(mo
         np.testing.assert_allclose(c.read, naive_read(model, [*c.request.prompt_ids, *kept, *fed]), atol=1e-4)
 
 
-def test_what_is_read_after_a_stop_string_replaces_the_tokens_it_stands_in(engine, model, sampled):
-    ids = sampled["r1", 0].token_ids
-    reading = Reading(lambda text: (5,), CANDIDATES, longest=2)
-    settings = dataclasses.replace(SAMPLED, stop=(f" {ids[2]} {ids[3]}",))
-    c = run(engine, PLAIN, settings=settings, reading=reading)["r1", 0]
-    assert c.stop_reason == "stop" and c.token_ids == ids[:4]
-    np.testing.assert_allclose(c.read, naive_read(model, [*PLAIN[1].prompt_ids, *ids[:2], 5]), atol=1e-4)
+@pytest.mark.parametrize(("steps", "slots"), LOOKS)
+def test_what_is_read_after_a_stop_string_replaces_the_tokens_it_stands_in(model, monkeypatch, steps, slots):
+    monkeypatch.setattr(generation, "STEPS_WITH_STOP", steps)
+    engine = Engine(model, dataclasses.replace(TINY, slots=slots))
+    first = run(engine, PLAIN)["r1", 0].token_ids
+    reading = Reading(lambda text: (5, 6) if len(text) % 2 else (7,), CANDIDATES, longest=3)
+    settings = dataclasses.replace(SAMPLED, stop=(f" {first[2]} {first[3]}", str(first[0])))
+    found = run(engine, PLAIN, settings=settings, reading=reading)
+    assert tokens(found) == tokens(run(engine, PLAIN, settings=settings))
+    assert found["r1", 0].token_ids == ()
+    for c in found.values():
+        fed = reading.feed(c.text)
+        np.testing.assert_allclose(c.read, naive_read(model, [*c.request.prompt_ids, *c.token_ids, *fed]), atol=1e-4)
 
 
 # Work done once.

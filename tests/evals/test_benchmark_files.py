@@ -96,8 +96,8 @@ def test_ifeval_scores_the_same_whether_it_asks_or_is_given_the_responses(model,
 
 
 @pytest.mark.slow
+@pytest.mark.torch("lm_eval")
 def test_the_harness_writes_lm_evals_files_and_asks_nothing_twice(model, tmp_path, capsys):
-    pytest.importorskip("lm_eval", reason="lm-eval is not installed")
     rows = [{"question": q, "choices": ["yes", "no"], "answer": 0} for q in tiny.QUESTIONS]
     tiny.write_jsonl(tmp_path / "rows.jsonl", rows)
     (tmp_path / "task.yaml").write_text(

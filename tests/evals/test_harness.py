@@ -1,7 +1,4 @@
-"""The real lm-evaluation-harness asks the model, and finds what it finds with its own model class on the same weights.
-
-Skipped where lm-eval isn't installed; the comparison where PyTorch and accelerate aren't.
-"""
+"""The real lm-evaluation-harness asks the model, and finds what its own model class finds on the same weights."""
 
 import functools
 from pathlib import Path
@@ -16,12 +13,14 @@ from tests import tiny
 from tests.core import small_tokenizers
 from tests.engine.small_llama import log_softmax, naive_logits
 
-lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed")
-lm_tasks = pytest.importorskip("lm_eval.tasks")
+pytestmark = pytest.mark.torch("lm_eval")
+lm_eval = pytest.importorskip("lm_eval")
 
 from lm_eval.api.registry import get_model  # noqa: E402
+from lm_eval.tasks import TaskManager  # noqa: E402
 
-from selfreward_jax.evals.harness import SelfRewardLM  # noqa: E402
+from selfreward_jax.engine.sampling import SamplingSettings  # noqa: E402
+from selfreward_jax.evals.harness import MAX_GEN_TOKS, SelfRewardLM, _sampling  # noqa: E402
 
 QUESTIONS = [
     {"question": "What is in the north?", "choices": ["the weather", "the bread", "a note  "], "answer": 0},
@@ -93,7 +92,7 @@ def model(llama3) -> SelfRewardLM:
 
 
 def evaluate(lm, tasks: Path, *names: str, **options):
-    manager = lm_tasks.TaskManager(include_path=str(tasks), include_defaults=False)
+    manager = TaskManager(include_path=str(tasks), include_defaults=False)
     return lm_eval.simple_evaluate(lm, tasks=list(names), task_manager=manager, bootstrap_iters=0, **options)
 
 
@@ -125,8 +124,6 @@ def assert_same_metrics(found, expected) -> None:
 @pytest.fixture(scope="module", params=["chatml", "llama2", "llama3"])
 def both(request, tmp_path_factory):
     """The same weights as our model, and as lm-eval's own; a function, as it may set no BOS."""
-    pytest.importorskip("torch", reason="PyTorch is not installed")
-    pytest.importorskip("accelerate", reason="accelerate, which lm-eval's own model needs, is not installed")
     from lm_eval.models.huggingface import HFLM
 
     folder = tmp_path_factory.mktemp("both") / request.param
@@ -253,9 +250,50 @@ def test_samples_differ_by_request_and_are_the_same_again(model):
     assert found == model.generate_until(requests)
 
 
+NEUTRAL = {
+    "num_beams": 1,
+    "repetition_penalty": 1.0,
+    "top_k": None,
+    "top_p": None,
+    "temperature": None,
+    "use_cache": True,
+    "length_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "early_stopping": False,
+    "num_return_sequences": 1,
+    "typical_p": 1.0,
+    "min_new_tokens": 0,
+    "seed": None,
+    "until": None,
+}
+
+
+def test_values_that_change_nothing_change_nothing():
+    asked = {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "top_k": 20, "max_gen_toks": 8, "until": ["e"]}
+    assert _sampling(NEUTRAL | asked) == _sampling(asked)
+    assert _sampling(NEUTRAL) == _sampling({}) == SamplingSettings(0.0, 1.0, MAX_GEN_TOKS)
+    every = {"do_sample": True, "temperature": 1.0}
+    for top_k in (None, 0, -1):
+        assert _sampling({**every, "top_k": top_k}) == _sampling(every)
+
+
+def test_a_request_with_neutral_values_is_answered_as_without(model):
+    plain = {"max_gen_toks": 4}
+    assert model.generate_until([request("the", plain | NEUTRAL)]) == model.generate_until([request("the", plain)])
+
+
 @pytest.mark.parametrize(
     ("gen_kwargs", "expected"),
-    [({"num_beams": 4}, "num_beams"), ({"max_gen_toks": 128}, "max_gen_toks=128: leaves no room")],
+    [
+        ({"num_beams": 4}, "num_beams is 4; here it can only be 1"),
+        ({"repetition_penalty": 1.2}, "repetition_penalty is 1.2; here it can only be 1"),
+        ({"no_repeat_ngram_size": 3}, "no_repeat_ngram_size is 3; here it can only be 0"),
+        ({"use_cache": "no"}, "use_cache is 'no'; here it can only be True or False"),
+        ({"guidance_scale": 1.5}, "generation_kwargs hold guidance_scale; known are until"),
+        ({"do_sample": True, "top_p": 1.5}, "generation_kwargs: top_p is 1.5; it must be above 0 and at most 1"),
+        ({"temperature": "warm"}, "generation_kwargs: could not convert string to float: 'warm'"),
+        ({"max_gen_toks": 128}, "max_gen_toks=128: leaves no room"),
+    ],
 )
 def test_a_way_of_generating_that_cannot_be_is_refused(model, gen_kwargs, expected):
     with pytest.raises(UserError, match=expected):

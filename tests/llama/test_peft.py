@@ -95,8 +95,10 @@ def torch_model(folder):
 
 
 @pytest.mark.parametrize("fields", [{}, {"targets": ("q", "down")}, {"use_rslora": True}])
+@pytest.mark.torch("peft")
 def test_peft_computes_our_logits_from_our_files(fields, base, config, tmp_path):
-    peft = pytest.importorskip("peft")
+    import peft
+
     settings = LoraSettings(**{"rank": 4, "alpha": 6.0} | fields)
     adapter = random_adapter(config, settings, size=0.1)
     save_adapter(tmp_path / "adapter", config, Adapter(settings, adapter, str(base)))
@@ -117,8 +119,9 @@ def test_peft_computes_our_logits_from_our_files(fields, base, config, tmp_path)
         {"target_modules": r".*\.(o_proj|up_proj)"},
     ],
 )
+@pytest.mark.torch("peft")
 def test_we_compute_the_logits_of_peft_from_its_files(fields, base, config, tmp_path):
-    peft = pytest.importorskip("peft")
+    import peft
     import torch
 
     torch.manual_seed(0)

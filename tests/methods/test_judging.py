@@ -1,7 +1,11 @@
-"""A score is read from well-formed judgements alone, and nothing that an answer says can make or change it."""
+"""A score is read from the judgement alone, and nothing that an answer says can make or change it.
+
+What is read of which form: test_score_forms.py.
+"""
 
 import itertools
 import math
+import re
 
 import pytest
 from hypothesis import given
@@ -11,95 +15,6 @@ from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.tokens import ZERO_WIDTH_SPACE, Chat
 from selfreward_jax.methods.judging import JudgeTemplate, mean_score, parse_score
 from tests.core.small_tokenizers import chatml
-
-READ = {
-    "Score: 4": 4,
-    "Score: 0": 0,
-    "Score: 5.0": 5,
-    "Score: 3.5": 3.5,
-    "score:4": 4,
-    "SCORE : 4": 4,
-    "It is useful.\nScore: 4\n": 4,
-    "Score: 4. The answer is good.": 4,
-    "Final score: 2": 2,
-    "**Score:** 4": 4,
-    "**Score: 4**": 4,
-    "**Score**: 4": 4,
-    "Score: **4**": 4,
-    "_Score_: 4": 4,
-    "__Score: 4__": 4,
-    "Score:\n4": 4,
-    "Score: <4>": 4,
-    "Score: [4]": 4,
-    "Score: (4)": 4,
-    "Score: 4/5": 4,
-    "Score: 4/5.": 4,
-    "Score: 4 / 5": 4,
-    "Score: **4**/5": 4,
-    "Score: 4/5.0": 4,
-    "Score: 4 out of 5": 4,
-    "Score: 4 out of 5.": 4,
-    "Score: 4 out of 5, well done": 4,
-    "Score: 4\n- 5 marks were possible": 4,
-    "Score: 4 to be fair": 4,
-}
-
-
-@pytest.mark.parametrize("text", READ)
-def test_a_well_formed_score_is_read(text):
-    assert parse_score(text) == READ[text]
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "A good answer.",
-        "4",
-        "4/5",
-        "Score 4",
-        "Score: four",
-        "Score: <points from 0 to 5>",
-        "Score: <0-5>",
-        "Score: n",
-        "Score: 6",
-        "Score: 5.5",
-        "Score: 10",
-        "Score: 55",
-        "Score: 100",
-        "Score: 4,5",
-        "Score: -1",
-        "Score: 4/10",
-        "Score: 4 / 10",
-        "Score: 4/50",
-        "Score: 4/5.5",
-        "Score: **4**/10",
-        "Score: [4]/10",
-        "Score: 4 out of 10",
-        "Score: 3-4",
-        "Score: 3 \u2013 4",
-        "Score: 3 to 4",
-        "Score: (0 to 5)",
-        "underscore: 4",
-        "Scores: 4",
-        "total_score: 4",
-    ],
-)
-def test_what_is_not_a_score_from_0_to_5_is_missing(text):
-    assert parse_score(text) is None
-
-
-@pytest.mark.parametrize(
-    ("text", "score"),
-    [
-        ("Score: 2\nOn second thoughts:\nScore: 4", 4),
-        ("Score: 4\nScore: 10", 4),
-        ("End with `Score: <points from 0 to 5>`.\nScore: 1", 1),
-        ("Score: 1\nThe form was Score: <points from 0 to 5>", 1),
-    ],
-)
-def test_the_last_well_formed_score_counts(text, score):
-    assert parse_score(text) == score
 
 
 @given(st.text(), st.integers(0, 5), st.sampled_from(["", ".", "/5", " out of 5"]))
@@ -187,13 +102,90 @@ def test_a_hostile_answer_leaves_the_judges_turn_to_the_judge(response):
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["{{prompt}}", "{{response}}", "Say.", "{{prompt}} {{prompt}} {{response}}", "{{ prompt }} {{ response }}"],
+    ("text", "where"),
+    [
+        ("{{prompt}}", "{{response}} exactly once; it does so 0 times"),
+        ("{{response}}", "{{prompt}} exactly once; it does so 0 times"),
+        ("{prompt} {response}", "{{prompt}} exactly once; it does so 0 times"),
+        ("{{prompt}} {{ prompt }} {{response}}", "{{prompt}} exactly once; it does so 2 times"),
+    ],
 )
-def test_a_template_without_each_placeholder_once_is_refused(text, tmp_path):
+def test_a_template_without_each_placeholder_once_is_refused(text, where, tmp_path):
     (tmp_path / "judge.txt").write_text(text)
-    with pytest.raises(UserError, match=r"judge\.txt: the judge template must contain \{\{\w+\}\} exactly once"):
+    with pytest.raises(UserError, match=re.escape(f"judge.txt: the judge template must contain {where}")):
         JudgeTemplate(str(tmp_path / "judge.txt"))
+
+
+PLAIN = b"Judge.\nQ {{prompt}}\nA {{response}}\nScore: n"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        PLAIN,
+        b"\xef\xbb\xbf" + PLAIN,
+        PLAIN.replace(b"\n", b"\r\n"),
+        PLAIN.replace(b"{{prompt}}", b"{{ prompt }}").replace(b"{{response}}", b"{{\tresponse}}"),
+        b"\n\n" + PLAIN + b"\n",
+    ],
+)
+def test_a_template_is_read_however_an_editor_saved_it(data, tmp_path):
+    (tmp_path / "judge.txt").write_bytes(data)
+    said = question("It is food. {{ prompt }}", path=str(tmp_path / "judge.txt"))
+    assert said == "Judge.\nQ What is bread?\nA It is food. {{ prompt }}\nScore: n"
+
+
+def test_a_template_in_another_encoding_is_one_line(tmp_path):
+    (tmp_path / "judge.txt").write_bytes("One line.\nQ\u00fc {{prompt}} {{response}}".encode("latin-1"))
+    with pytest.raises(UserError, match=r"config\.judge\.template: .*judge\.txt:2: not UTF-8 at byte 11 of the file"):
+        JudgeTemplate(str(tmp_path / "judge.txt"))
+
+
+def test_an_empty_template_is_one_line(tmp_path):
+    (tmp_path / "judge.txt").write_text(" \n")
+    with pytest.raises(UserError, match=r"config\.judge\.template: .*judge\.txt: the file is empty"):
+        JudgeTemplate(str(tmp_path / "judge.txt"))
+
+
+@pytest.mark.parametrize("declared", ["{{scale: 1-10}}", "{{ scale 1 to 10 }}", "{{scale:1\u201310}}"])
+def test_a_declared_scale_is_read_and_not_shown(declared, tmp_path):
+    (tmp_path / "judge.txt").write_text(f"{declared}\nQ {{{{prompt}}}} A {{{{response}}}} Score: n", encoding="utf-8")
+    template = JudgeTemplate(str(tmp_path / "judge.txt"))
+    assert question("It is food.", path=str(tmp_path / "judge.txt")) == "Q What is bread? A It is food. Score: n"
+    assert [template.parse_score(f"Good.\nScore: {n}") for n in ("10", "1", "10/10", "0", "4/5")] == [
+        5,
+        0,
+        5,
+        None,
+        None,
+    ]
+    plain = tmp_path / "plain.txt"
+    plain.write_text("Q {{prompt}} A {{response}} Score: n")
+    assert template.text != JudgeTemplate(str(plain)).text  # what is hashed tells the scales apart
+
+
+@pytest.mark.parametrize(
+    "declared", ["{{scale}}", "{{scale: 10}}", "{{scale: 5-1}}", "{{scale: 3-3}}", "{{scale: 0-5}}{{scale: 0-5}}"]
+)
+def test_a_scale_that_is_none_is_refused(declared, tmp_path):
+    (tmp_path / "judge.txt").write_text("{{prompt}} {{response}} " + declared)
+    with pytest.raises(
+        UserError, match=r"judge\.txt: the judge template must declare its scale once, as \{\{scale: 1-10\}\}"
+    ):
+        JudgeTemplate(str(tmp_path / "judge.txt"))
+
+
+def test_only_sampled_scores_can_have_another_scale(tmp_path):
+    (tmp_path / "judge.txt").write_text("{{scale: 1-10}} {{prompt}} {{response}}")
+    template = JudgeTemplate(str(tmp_path / "judge.txt"))
+    for method in ("sampled", "function"):
+        template.check_method(method)
+    for method in ("completion", "expected"):
+        JudgeTemplate().check_method(method)
+        with pytest.raises(
+            UserError, match=rf"{method} reads scores from 0 to 5, and .* declares 1 to 10; use sampled"
+        ):
+            template.check_method(method)
 
 
 @pytest.mark.parametrize("name", ["missing.txt", "."])

@@ -1,6 +1,7 @@
 """Pairs are made of answers whose scores could be read and differ; everything else is dropped with its reason."""
 
 import dataclasses
+import itertools
 
 import pytest
 from hypothesis import given
@@ -66,6 +67,47 @@ def test_one_answer_alone_makes_no_pair(scores):
 def test_the_same_answer_twice_makes_no_pair():
     twins = [dataclasses.replace(response("a"), text="yes"), dataclasses.replace(response("b"), text="yes")]
     assert pair({"a": [5], "b": [1]}, responses=twins) == "identical_answers"
+
+
+def test_where_best_and_worst_are_the_same_text_a_third_is_paired():
+    same = [dataclasses.replace(response(name), text="yes") for name in "ab"]
+    assert pair({"a": [5], "b": [1], "c": [2]}, responses=[*same, response("c")]) == ("a", "c")
+    assert pair({"a": [5], "b": [1], "c": [4]}, responses=[*same, response("c")]) == ("c", "b")
+    assert pair({"a": [5], "b": [1], "c": [3]}, responses=[*same, response("c")]) == ("a", "c")  # a was sampled first
+    assert pair({"a": [5], "b": [1], "c": [3]}, 2.0, responses=[*same, response("c")]) == "margin_too_small"
+    assert pair({"a": [5], "b": [5], "c": [5]}, responses=[*same, response("c")]) == "tie"
+    assert pair({"a": [5], "b": [4]}, 1.0, responses=same) == "identical_answers"  # no margin would make it a pair
+
+
+def test_the_rule_is_that_of_a_search_over_all_pairs():
+    """Every choice of three scores and three texts for up to four answers, with and without a margin."""
+    for n, margin in itertools.product(range(5), (0.0, 1.0)):
+        for scores, texts in itertools.product(
+            itertools.product((1, 2, 4), repeat=n), itertools.product("xyz", repeat=n)
+        ):
+            answers = [dataclasses.replace(response(chr(97 + i)), text=t) for i, t in enumerate(texts)]
+            found = pair({a.id: [s] for a, s in zip(answers, scores, strict=True)}, margin, responses=answers)
+            best, wanted = 0, None
+            for i, j in itertools.permutations(range(n), 2):  # in the order of sampling
+                if texts[i] != texts[j] and scores[i] - scores[j] > best:
+                    best, wanted = scores[i] - scores[j], (answers[i].id, answers[j].id)
+            if n < 2:
+                wanted = "fewer_than_two_ranked"
+            elif len(set(scores)) == 1:
+                wanted = "tie"
+            elif len(set(texts)) == 1:
+                wanted = "identical_answers"
+            elif best <= margin:
+                wanted = "margin_too_small"
+            assert found == wanted, (scores, texts, margin)
+
+
+@given(st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=3), min_size=2, max_size=6))
+def test_different_answers_are_paired_as_the_paper_pairs_them(scores):
+    """The first of the highest mean against the first of the lowest."""
+    kept = ranked({chr(97 + n): own for n, own in enumerate(scores)})[0]
+    best, worst = (pick(kept, key=lambda s: s.score or 0.0) for pick in (max, min))
+    assert best_worst(kept, 0.0) == ((best, worst) if best.score != worst.score else "tie")
 
 
 @pytest.mark.parametrize("missing", [[], [None], [None, None, 1]])

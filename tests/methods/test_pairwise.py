@@ -29,6 +29,10 @@ ASKED = [{"role": "user", "content": "What is bread?"}]
         ("Verdict: tie", "tie"),
         ("At first [[A]], but then\nVerdict: [[B]]", "B"),
         ("Verdict: [[A]]\nThe form was Verdict: [[X]]", "A"),
+        ("[[A]] is right. So [[A]].", "A"),
+        ('Say "[[A]]", "[[B]]" or "[[C]]".\n\n[[B]]', "B"),
+        ("[[A]] is short, [[B]] is right.\nTherefore: **[[B]]**", "B"),
+        ("[[A]] is short.\nMy verdict is [[B]].", "B"),
     ],
 )
 def test_a_well_formed_verdict_is_read_and_the_last_one_counts(text, verdict):
@@ -36,8 +40,10 @@ def test_a_well_formed_verdict_is_read_and_the_last_one_counts(text, verdict):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "A", "A is better.", "[A]", "[[X]]", "[[AB]]", "Verdict: A and B are alike", "Verdict: [[A", "[[D]]"]
-)
+    "text", ["", "A", "A is better.", "[A]", "[[X]]", "[[AB]]", "Verdict: A and B are alike", "Verdict: [[A", "[[D]]",
+             "[[A]] or [[B]]", "Verdict: [[A]] or [[B]]", "[[A]] if it must be short, else [[B]]", "[[A]], not [[B]]",
+             "Verdict: not [[A]]", "[[B]]\n[[A]] would be better if", "Verdict: A or B", "Verdict: A/B"]
+)  # fmt: skip
 def test_what_names_no_one_is_missing(text):
     assert parse_verdict(text) is None
 
@@ -45,6 +51,19 @@ def test_what_names_no_one_is_missing(text):
 @given(st.text(), st.sampled_from(["A", "B", "tie"]))
 def test_a_closing_verdict_is_read_whatever_stands_before_it(before, verdict):
     assert parse_verdict(f"{before}\nVerdict: [[{verdict}]]") == verdict
+
+
+@given(st.lists(st.sampled_from(["[[A]]", "[[B]]", "[[C]]", " is better. ", "\n", "Verdict: ", " or "]), max_size=6))
+def test_a_verdict_is_that_of_fastchat_wherever_only_one_stands_there(parts):
+    """FastChat looks for [[A]], then [[B]], then [[C]]; where several differ, its choice is not the judge's."""
+    text = "".join(parts)
+    fastchat = next(
+        (verdict for mark, verdict in (("[[A]]", "A"), ("[[B]]", "B"), ("[[C]]", "tie")) if mark in text), None
+    )
+    if len({part for part in parts if part.startswith("[[")}) < 2:
+        assert parse_verdict(text) == fastchat
+    else:
+        assert parse_verdict(text) in (None, "A", "B", "tie")
 
 
 def question(first: str, second: str, path: str = "") -> str:
@@ -99,5 +118,5 @@ def test_a_template_without_each_placeholder_once_is_refused(text, tmp_path):
 
 
 def test_a_template_that_is_no_file_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"--template=.*: no such file"):
+    with pytest.raises(UserError, match=r"--template: .*missing\.txt: no such file"):
         PairwiseTemplate(str(tmp_path / "missing.txt"))

@@ -3,7 +3,6 @@
 A layout takes a minute or two: by default two are compiled, with SELFREWARD_TEST_LAYOUTS=all all fifteen.
 """
 
-import importlib.util
 import os
 
 import pytest
@@ -20,11 +19,9 @@ from selfreward_jax.plan.machines import parse
 from selfreward_jax.plan.shapes import Lengths, Plans
 from selfreward_jax.plan.target import devices_of
 from tests.tiny import ROOT
+from tests.tpu import needs_libtpu
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="the TPU compiler is not installed"),
-]
+pytestmark = [pytest.mark.slow, needs_libtpu]
 
 ALWAYS = (("llama3_8b", "v5e-256"), ("llama2_70b", "v5p-128"))
 ALL = [(path.stem, where) for path in sorted((ROOT / "configs").glob("llama*.py")) for where in SLICES]

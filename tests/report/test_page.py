@@ -1,7 +1,6 @@
 """The page in a browser: it works, asks for nothing, and no text of a model is more than text in it."""
 
 import base64
-import functools
 import hashlib
 import html
 import json
@@ -58,35 +57,69 @@ def page(tmp_path_factory) -> Path:
     return run / "report.html"
 
 
+# A browser that starts anew is to ask for nothing in the network, which it would wait for where there is none.
+FLAGS = [
+    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-default-apps", "--disable-extensions",
+    "--disable-sync", "--virtual-time-budget=3000",
+]  # fmt: skip
+
+
 def dump(path: Path) -> str:
     """The page as it stands in the browser when its scripts have run."""
     assert BROWSER
-    profile = path.parent / "profile"
-    words = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", f"--user-data-dir={profile}"]
-    ended = subprocess.run(
-        [BROWSER, *words, "--virtual-time-budget=3000", "--dump-dom", path.as_uri()],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
-    return ended.stdout
-
-
-@functools.cache
-def dumped(path: Path) -> str:
-    return dump(path)
+    words = [BROWSER, *FLAGS, f"--user-data-dir={path.parent / 'profile'}", "--dump-dom", path.as_uri()]
+    return subprocess.run(words, capture_output=True, text=True, timeout=120, check=True).stdout
 
 
 def title(dom: str) -> str:
     return re.findall(r"<title>(.*?)</title>", dom)[0]
 
 
-def visit(page: Path, script: str) -> dict:
-    """What a script of the test's own, let in by its hash, finds on the page."""
-    script = f"const out = {{}};{script};document.body.setAttribute('data-out', JSON.stringify(out));"
+LOOKS = {
+    "texts": """
+        out.prompt = document.querySelector(".prompt .text").textContent;
+        out.answer = document.querySelector(".answer > .text").textContent;
+        out.judgement = document.querySelector(".answer li .text").textContent;
+        out.elements = document.querySelectorAll("#sample script, #sample img, #sample svg, #sample b b").length;
+        """,
+    "samples": """
+        const id = (x) => document.getElementById(x), count = () => id("count").textContent;
+        const set = (x, value, type) => { id(x).value = value; id(x).dispatchEvent(new Event(type)); };
+        const prompt = () => document.querySelector(".prompt").textContent;
+        out.first = count(); out.before = id("before").disabled; out.one = prompt();
+        id("next").click(); out.second = count(); out.two = prompt();
+        id("before").click(); out.back = prompt();
+        set("where", "M2 → M3", "change"); out.where = [count(), prompt()]; set("where", "", "change");
+        set("outcome", "pair", "change"); out.pairs = count();
+        set("order", "largest margin", "change"); out.margin = prompt();
+        out.cards = [...document.querySelectorAll(".answer")].map((x) => x.className);
+        set("outcome", "", "change"); set("search", "no such words", "input"); out.none = count();
+        set("search", "", "input"); id("open").click(); out.open = document.querySelector(".answer details").open;
+        """,
+    "widths": """
+        document.body.style.width = "360px";
+        const own = (x) => ["auto", "scroll"].includes(getComputedStyle(x).overflowX);
+        const scrolls = (x) => x && (own(x) || scrolls(x.parentElement));
+        const right = document.body.getBoundingClientRect().right;
+        out.wide = [...document.querySelectorAll("main *")]
+          .filter((x) => x.getBoundingClientRect().right > right + 1 && !scrolls(x.parentElement) && !x.closest("svg"))
+          .map((x) => x.tagName + "." + x.className);
+        """,
+}
+
+
+@pytest.fixture(scope="module")
+def seen(page) -> tuple[str, dict]:
+    """The page in the browser, and what the looks, a script let in by its hash, find there one after another."""
+    looks = "".join(f"((out) => {{ {look} }})(found.{name} = {{}});" for name, look in LOOKS.items())
+    script = f"const found = {{}}; {looks} document.body.setAttribute('data-found', JSON.stringify(found));"
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     text = page.read_text().replace("script-src ", f"script-src 'sha256-{digest}' ", 1)
-    changed = page.parent / "visited.html"
-    changed.write_text(text.replace("</body>", f"<script>{script}</script></body>"))
-    return json.loads(html.unescape(re.findall(r'data-out="(.*?)"', dump(changed))[0]))
+    visited = page.parent / "visited.html"
+    visited.write_text(text.replace("</body>", f"<script>{script}</script></body>"))
+    dom = dump(visited)
+    return dom, json.loads(html.unescape(re.findall(r'data-found="(.*?)"', dom)[0]))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -94,8 +127,8 @@ def visit(page: Path, script: str) -> dict:
 
 
 @needs_browser
-def test_no_script_of_a_model_runs(page):
-    assert title(dumped(page)) == "a&lt;i&gt;b&amp;c · self-rewarding run"
+def test_no_script_of_a_model_runs(seen):
+    assert title(seen[0]) == "a&lt;i&gt;b&amp;c · self-rewarding run"
 
 
 @needs_browser
@@ -110,14 +143,8 @@ def test_a_script_that_stood_in_the_page_would_be_stopped_by_its_policy(page):
 
 
 @needs_browser
-def test_what_models_wrote_is_shown_as_they_wrote_it(page):
-    out = visit(
-        page,
-        "out.prompt = document.querySelector('.prompt .text').textContent;"
-        "out.answer = document.querySelector('.answer > .text').textContent;"
-        "out.judgement = document.querySelector('.answer li .text').textContent;"
-        "out.elements = document.querySelectorAll('#sample script, #sample img, #sample svg, #sample b b').length;",
-    )
+def test_what_models_wrote_is_shown_as_they_wrote_it(seen):
+    out = seen[1]["texts"]
     assert out["prompt"].startswith(HOSTILE["prompts"])
     assert out["judgement"].startswith(HOSTILE["judgements"])
     named = HOSTILE["responses"].replace("\u202e", "[U+202E]").replace("\x07", "\u2407").replace("\x00", "\u2400")
@@ -154,8 +181,8 @@ def test_the_page_asks_for_nothing(page):
 
 
 @needs_browser
-def test_every_section_has_its_figures(page):
-    dom = dumped(page)
+def test_every_section_has_its_figures(seen):
+    dom = seen[0]
     assert dom.count("<section") == 11
     for name in ("scores", "length", "judge", "wins", "training", "funnel", "prompts"):
         section = re.findall(rf'<section id="{name}">(.*?)</section>', dom, flags=re.DOTALL)[0]
@@ -164,24 +191,8 @@ def test_every_section_has_its_figures(page):
 
 
 @needs_browser
-def test_the_browser_of_samples_pages_filters_sorts_and_searches(page):
-    out = visit(
-        page,
-        """
-        const id = (x) => document.getElementById(x), count = () => id("count").textContent;
-        const set = (x, value, type) => { id(x).value = value; id(x).dispatchEvent(new Event(type)); };
-        const prompt = () => document.querySelector(".prompt").textContent;
-        out.first = count(); out.before = id("before").disabled; out.one = prompt();
-        id("next").click(); out.second = count(); out.two = prompt();
-        id("before").click(); out.back = prompt();
-        set("where", "M2 → M3", "change"); out.where = [count(), prompt()]; set("where", "", "change");
-        set("outcome", "pair", "change"); out.pairs = count();
-        set("order", "largest margin", "change"); out.margin = prompt();
-        out.cards = [...document.querySelectorAll(".answer")].map((x) => x.className);
-        set("outcome", "", "change"); set("search", "no such words", "input"); out.none = count();
-        set("search", "", "input"); id("open").click(); out.open = document.querySelector(".answer details").open;
-        """,
-    )
+def test_the_browser_of_samples_pages_filters_sorts_and_searches(page, seen):
+    out = seen[1]["samples"]
     samples = json.loads(re.findall(r'id="samples-data">(.*?)</script>', page.read_text())[0])
     assert out["first"] == f"1 of {len(samples)}"
     assert out["before"] is True
@@ -199,21 +210,9 @@ def test_the_browser_of_samples_pages_filters_sorts_and_searches(page):
 
 
 @needs_browser
-def test_nothing_is_wider_than_a_phone(page):
+def test_nothing_is_wider_than_a_phone(seen):
     """What scrolls by itself, tables and the map, apart."""
-    out = visit(
-        page,
-        """
-        document.body.style.width = "360px";
-        const own = (x) => ["auto", "scroll"].includes(getComputedStyle(x).overflowX);
-        const scrolls = (x) => x && (own(x) || scrolls(x.parentElement));
-        const right = document.body.getBoundingClientRect().right;
-        out.wide = [...document.querySelectorAll("main *")]
-          .filter((x) => x.getBoundingClientRect().right > right + 1 && !scrolls(x.parentElement) && !x.closest("svg"))
-          .map((x) => x.tagName + "." + x.className);
-        """,
-    )
-    assert out["wide"] == []
+    assert seen[1]["widths"]["wide"] == []
 
 
 def test_the_same_run_has_the_same_page(page):

@@ -4,6 +4,8 @@ import pytest
 
 from selfreward_jax.core.ranked import Answer, Ranked
 from selfreward_jax.core.rows import Judgement
+from selfreward_jax.methods.judging import parse_score
+from selfreward_jax.methods.score_forms import Scale
 from selfreward_jax.stages.eft import EftRules, build_eft, ranked_rows
 
 RULES = EftRules(min_gap=0.5, min_words=3, max_share=1.0)
@@ -37,6 +39,14 @@ def test_a_row_holds_what_is_learnt_and_nothing_that_followed_it():
         "prompt_id": "why", "prompt": "Why?", "response": "Because.",
         "judgement": "Right and *short*.\nScore: 4", "score": 4, "rank": 0,
     }  # fmt: skip
+
+
+def test_a_row_of_another_scale_is_written_on_it():
+    ten = Scale(0, 10)
+    judgements = judged(TWO, [(4, "Right and short.\nScore: 8/10")], [(1, "Wrong, and too short.\nScore: 2")])
+    made = build_eft([TWO], judgements, RULES, 9, 0, ten)
+    assert sorted((row["judgement"][-8:], row["score"]) for row in made.rows) == [("Score: 2", 1), ("Score: 8", 4)]
+    assert all(parse_score(row["judgement"], ten) == row["score"] for row in made.rows)
 
 
 def test_a_prompt_whose_scores_disagree_gives_no_row_and_is_told():

@@ -70,9 +70,9 @@ def test_the_golden_numbers_are_of_every_loss():
     assert {name for case in GOLDENS["cases"] for name in case["settings"]["loss_type"]} == {*EVERY}
 
 
+@pytest.mark.torch("trl")
 @pytest.mark.parametrize("case", range(len(CASES)))
 def test_the_golden_numbers_are_what_trl_computes_now(case):
-    pytest.importorskip("trl")
     if not importlib.metadata.version("trl").startswith("1."):
         pytest.skip("losses as of TRL 1")
     found, golden = trl_loss(CASES[case], make_inputs()), GOLDENS["cases"][case]

