@@ -154,7 +154,8 @@ def prompt_of(row: Mapping[str, Any]) -> Messages:
 
 def _refuse_tools(row: Row) -> None:
     """Columns with which TRL renders another prompt than without."""
-    if lost := [name for name in ("tools", "chat_template_kwargs", "images", "image") if row.get(name)]:
+    kinds = ("tools", "chat_template_kwargs", "images", "image")
+    if lost := [name for name in kinds if name in row and row[name] not in ([], {}, "", "[]", "{}")]:
         raise ValueError(f"{lost[0]} can't be shown to the model here; write what it needs into the prompt")
 
 
@@ -247,8 +248,8 @@ def _common_text(chosen: str, rejected: str) -> tuple[Messages, str, str]:
 
 def _common_length(a: Sequence[Any], b: Sequence[Any]) -> int:
     """How many places agree from the start on, at most one less than the shorter has."""
-    most = min(len(a), len(b)) - 1
-    return next((n for n in range(most) if a[n] != b[n]), max(most, 0))
+    most = max(min(len(a), len(b)) - 1, 0)
+    return next((n for n, (x, y) in enumerate(zip(a[:most], b[:most], strict=True)) if x != y), most)
 
 
 def _completion(value: Any, name: str) -> Messages:

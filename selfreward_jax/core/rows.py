@@ -195,7 +195,7 @@ def group_by(rows: Iterable[T], key: Callable[[T], str]) -> dict[str, list[T]]:
 # ShareGPT's names of roles beside the usual ones; TRL renames its fields and leaves these to the reader.
 ROLES = {role: role for role in ("system", "user", "assistant", "tool")} | {"human": "user", "gpt": "assistant"}
 # What a message may say outside of its content, and no prompt of this program would show.
-UNSEEN = ("tool_calls", "function_call", "thinking", "reasoning_content", "reasoning")
+UNSEEN = frozenset({"tool_calls", "function_call", "thinking", "reasoning_content", "reasoning"})
 
 
 def as_turns(value: Any, name: str) -> Messages:
@@ -216,28 +216,31 @@ def as_turns(value: Any, name: str) -> Messages:
     value = [value] if isinstance(value, Mapping) else value
     if not isinstance(value, list | tuple) or not value:
         raise ValueError(f"{name} must be text or a list of messages that is not empty")
-    return tuple(_as_message(message, name, n) for n, message in enumerate(value, 1))
+    turns = []
+    for n, message in enumerate(value, 1):
+        try:
+            turns.append(_as_message(message))
+        except ValueError as error:
+            raise ValueError(f"{name}: message {n} {error}") from None
+    return tuple(turns)
 
 
-def _as_message(message: Any, name: str, number: int) -> dict[str, str]:
-    where = f"{name}: message {number}"
+def _as_message(message: Any) -> dict[str, str]:
     if not isinstance(message, Mapping):
-        raise ValueError(f"{where} must be an object with the fields role and content")
-    role, content = (
-        next((message[field] for field in fields if message.get(field) is not None), None)
-        for fields in (("role", "from"), ("content", "value"))
-    )
-    if lost := [field for field in UNSEEN if message.get(field)]:
-        raise ValueError(f"{where} has {lost[0]}, which is not rendered here; write it into the content")
+        raise ValueError("must be an object with the fields role and content")
+    if lost := [field for field in UNSEEN & message.keys() if message[field]]:
+        raise ValueError(f"has {lost[0]}, which is not rendered here; write it into the content")
+    role = message.get("from") if message.get("role") is None else message["role"]
     if not isinstance(role, str) or role not in ROLES:
-        raise ValueError(f"{where}: role {role!r} is unknown; system, user, assistant and tool are known")
+        raise ValueError(f"has the role {role!r}; known are system, user, assistant and tool")
+    content = message.get("value") if message.get("content") is None else message["content"]
     if isinstance(content, list | tuple):
         parts = [part if isinstance(part, Mapping) else {} for part in content]
         if not all(part.get("type") == "text" and isinstance(part.get("text"), str) for part in parts):
-            raise ValueError(f"{where}: a list as content must hold parts of type text alone")
+            raise ValueError("has a list as content, which must hold parts of type text alone")
         content = "".join(part["text"] for part in parts)
     if not isinstance(content, str):
-        raise ValueError(f"{where} must have the fields role and content, both text")
+        raise ValueError("must have the fields role and content, both text")
     return {"role": ROLES[role], "content": content}
 
 

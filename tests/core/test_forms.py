@@ -221,7 +221,7 @@ def test_a_transcript_of_hh_rlhf_is_what_its_readers_make_of_its_text(turns, las
         ),
         (
             {"prompt": [{"role": "user", "content": [{"type": "image"}]}], "chosen": "b", "rejected": "c"},
-            "prompt: message 1: a list as content must hold parts of type text alone",
+            "prompt: message 1 has a list as content, which must hold parts of type text alone",
         ),
     ],
 )
@@ -382,6 +382,7 @@ def test_text_that_only_mentions_a_transcript_stays_text():
 def test_fields_of_a_message_that_say_nothing_are_ignored():
     message = {"role": "user", "content": "a", "id": 3, "tool_calls": [], "thinking": "", "name": None}
     assert as_messages([message]) == (user("a"),)
+    assert prompt_of({"prompt": [message], "tools": "[]", "images": [], "chat_template_kwargs": {}}) == (user("a"),)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

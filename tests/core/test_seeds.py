@@ -84,7 +84,7 @@ def test_every_form_of_an_eft_row_gives_the_judges_prompt_and_judgement(row, mes
         ({"prompt": "Why?", "response": 3}, "response must be text"),
         ({"prompt": "", "response": "x"}, "user message that is not empty"),
         ({"prompt": [ANSWER], "response": "x"}, "end with a user message"),
-        ({"prompt": [{"role": "wizard", "content": "x"}], "response": "x"}, "role 'wizard' is unknown"),
+        ({"prompt": [{"role": "wizard", "content": "x"}], "response": "x"}, "has the role 'wizard'"),
         ({"prompt": {"role": ["user"], "content": ["a", "b"]}, "response": "x"}, "zip"),
         ({"messages": []}, "ends with an assistant's message"),
         ({"messages": "Why?"}, "ends with an assistant's message"),

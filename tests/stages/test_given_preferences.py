@@ -55,7 +55,10 @@ def test_a_run_learns_from_a_file_of_preferences_and_asks_no_model(data, tmp_pat
     [
         ([pairs()[0], {"prompt": "a", "chosen": "b"}], ":2: the field 'rejected' is missing"),
         ([pairs()[0], {"chosen": "Yes.", "rejected": "No."}], ":2: chosen and rejected begin differently"),
-        ([pairs()[0] | {"chosen": [{"role": "wizard", "content": "a"}]}], ":1: chosen: message 1: role 'wizard'"),
+        (
+            [pairs()[0] | {"chosen": [{"role": "wizard", "content": "a"}]}],
+            ":1: chosen: message 1 has the role 'wizard'",
+        ),
     ],
 )
 def test_a_wrong_row_is_named_before_any_training(rows, expected, data, tmp_path, capsys):
