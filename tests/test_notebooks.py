@@ -13,7 +13,7 @@ from IPython.core.inputtransformer2 import TransformerManager
 from tests.tiny import ROOT, environment
 
 SMALL = {
-    "quickstart": "answer_tokens = 12\njudgement_tokens = 16\nepochs = 1",
+    "quickstart": 'prompts = ["Write a short note."]\nanswer_tokens = 12\njudgement_tokens = 16\nepochs = 1',
     "sandbox": "seeds = 1\nrows = 600\nepochs = 2\ncount = 12\nheld_out = 6",
 }
 

@@ -199,7 +199,11 @@ def test_another_filter_chooses_among_the_same_judgements(made, data, run, ranke
     assert cli.main(judged(data, run, ranked_file, copy, "--min_gap=5")) == 0
     rows = tiny.read_jsonl(copy / "eft.jsonl") if (copy / "eft.jsonl").read_text() else []
     assert {row["score"] for row in rows} <= {0.0, 5.0}
-    assert len(rows) < len(tiny.read_jsonl(made / "eft.jsonl"))
+    scores = [j["score"] for j in tiny.read_jsonl(copy / "judged_train" / "judgements.jsonl")]
+    prompts = [(scores[n : n + 4], scores[n + 4 : n + 8]) for n in range(0, len(scores), 8)]  # of the better, the worse
+    steps = {step["what"]: step for step in json.loads((copy / "counts.json").read_text())["eft"]["train"]["steps"]}
+    agreeing = sum(5 in better and 0 in worse for better, worse in prompts)
+    assert len(prompts) == 12 and steps["scores not in the people's order"]["left"] == agreeing
     judged_before, judged_after = (
         {n: b for n, b in tiny.snapshot(folder).items() if n.startswith("judged_")} for folder in (made, copy)
     )
