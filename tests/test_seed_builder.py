@@ -281,7 +281,7 @@ def test_a_judge_that_never_gives_a_score_stops_with_its_first_outputs(
         (ranked_rows(4), ["--ift=FILE"], "FILE:1: the field 'response' is missing"),
         (ranked_rows(4), ["--exclude=nowhere.jsonl"], "nowhere.jsonl: no such file; it should hold rows with prompt"),
         (ranked_rows(4), ["--config.judge.method=expected"], "config.judge.method: expected gives means and no scores"),
-        (ranked_rows(4), ["--config.judge.template=nowhere"], "config.judge.template: nowhere: no such file"),
+        (ranked_rows(4), ["--config.judge.template=nowhere"], "/nowhere: no such file"),
         (ranked_rows(4), ["--model=nowhere"], "nowhere"),
         (ranked_rows(4), ["--max_share=0"], "--max_share: 0 must be between 0.01 and 1"),
         (ranked_rows(4), ["--eft_rows=-1"], "--eft_rows: -1 must be at least 0"),

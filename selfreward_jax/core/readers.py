@@ -84,7 +84,7 @@ def read_table(spec: epath.PathLike, parse: Callable[[Row, str], T], what: str) 
         own = str(row.get("split") or split)
         rows.append(parse_row(row, lambda row, own=own: parse(row, own), where))
     if not rows:
-        raise UserError(f"{spec}: the file is empty; it should hold {what}.")
+        raise UserError(f"{spec}: there is no row; it should hold {what}.")
     return rows
 
 
@@ -155,20 +155,20 @@ def _of_folder(folder: epath.Path, what: str, every: bool) -> Iterator[tuple[str
     hub_rows.check_whole(files)
     by_split: dict[str, list[epath.Path]] = {}
     for file in files:
-        by_split.setdefault(_split_of(file), []).append(file)
+        by_split.setdefault(_split_of(file, folder), []).append(file)
     if not every and len(known := [split for split in by_split if split in SPLITS]) > 1:
         files = by_split[hub_rows.choose_split(str(folder), known)]
     for file in files:
-        split = _split_of(file)
+        split = _split_of(file, folder)
         for where, row in _of_file(file):
             yield where, split, row
 
 
-def _split_of(path: epath.Path) -> str:
-    """Of a file in a data set's folder, by its name or the folders it lies in: the hub's layouts have either."""
+def _split_of(path: epath.Path, folder: epath.Path | None = None) -> str:
+    """By a file's name, or by the folders it lies in within a data set's folder: the hub's layouts have either."""
     word = re.split(r"[-_.]", path.name)[0]
-    around = (name for name in reversed(path.parts[-3:-1]) if name in SPLITS)
-    return word if word in SPLITS else next(around, word)
+    inside = path.relative_to(folder).parts[:-1] if folder else ()
+    return word if word in SPLITS else next((name for name in reversed(inside) if name in SPLITS), word)
 
 
 def _of_file(path: epath.Path) -> Rows:

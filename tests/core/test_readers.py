@@ -340,6 +340,14 @@ def test_of_several_splits_one_is_read_and_ranked_data_take_all(tmp_path, capsys
     assert "has the splits test, validation; name one" in refusal(folder)
 
 
+def test_a_split_is_told_by_folders_within_the_data_set_alone(tmp_path):
+    (tmp_path / "test" / "d" / "validation").mkdir(parents=True)
+    (tmp_path / "test" / "d" / "validation" / "0000.jsonl").write_bytes(jsonl(ROWS[:1]))
+    (tmp_path / "test" / "d" / "ranked.jsonl").write_bytes(jsonl(ROWS[1:2]))
+    assert read_table(tmp_path / "test" / "d", lambda row, split: split, "rows") == ["ranked", "validation"]
+    assert read_table(tmp_path / "test" / "d" / "ranked.jsonl", lambda row, split: split, "rows") == ["ranked"]
+
+
 def test_a_span_of_a_split_is_read_without_the_rest(tmp_path):
     folder = split_folder(tmp_path / "d")
     with (folder / "data" / "train-00000-of-00001.jsonl").open("a") as file:

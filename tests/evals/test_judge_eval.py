@@ -212,7 +212,7 @@ def test_an_answer_too_long_for_the_judge_is_left_out_and_the_rest_measured(mode
         (["--data=d", "--model=m"], "give --workdir=RUN, or --model=DIR and --output=DIR"),
         (["--data=d", "--workdir=w", "--reward=implicit"], "--reward=implicit and --reference=DIR go together"),
         (["--data=d", "--workdir=w", "--reference=m1"], "--reward=implicit and --reference=DIR go together"),
-        (["--data=d", "--workdir=w"], "--workdir=w: no run there"),
+        (["--data=d", "--workdir=w"], "/w: no run there"),
         (["--data=gone.jsonl", "--model=m", "--output=o"], "gone.jsonl: no such file; it should hold ranked answers"),
         (["--data=d", "--model=m", "--output=o", "--max_prompts=0"], "--max_prompts"),
         (["--data=d", "--model=m", "--output=o", "--config.judge.sample=1"], "Did you mean judge.samples"),

@@ -214,8 +214,8 @@ def test_prompts_are_those_of_held_out_rows_that_ask_for_an_answer(data, tmp_pat
 @pytest.mark.parametrize(
     ("wrong", "reason"),
     [
-        ({"checkpoint.prompts": "nowhere.jsonl"}, "config.checkpoint.prompts: nowhere.jsonl: no such file"),
-        ({"checkpoint.judge": "nowhere"}, "config.checkpoint.judge: nowhere: no such file or folder"),
+        ({"checkpoint.prompts": "nowhere.jsonl"}, "/nowhere.jsonl: no such file"),
+        ({"checkpoint.judge": "nowhere"}, "/nowhere: no such file or folder"),
     ],
 )
 def test_what_is_not_there_is_one_line_before_any_training(wrong, reason, data, changes, tmp_path, capsys):
