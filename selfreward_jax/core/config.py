@@ -16,6 +16,7 @@ from selfreward_jax.core.losses import LossSettings, check_losses, loss_settings
 from selfreward_jax.core.mesh import make_rules
 
 CHOICES: Mapping[str, tuple[str, ...]] = {
+    "tracker": ("", "wandb"),
     "model.dtype": ("float32", "bfloat16"),
     "model.param_dtype": ("float32", "bfloat16"),
     "training.remat": ("none", "block", "dots", "offload"),
