@@ -4,6 +4,7 @@ import json
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,7 @@ def test_a_resumed_run_goes_on_with_the_same_id_and_repeats_no_step(tmp_path):
         log.close()
         tracker.write("iterations", 2, {"judge/score_hist": [1, 0, 2]})
         tracker.close()
+        time.sleep(1)  # the package names a session's folder by the second
     ids, rows = read(tmp_path)
     assert len(set(ids)) == 1
     assert [(r["m1/step"], r["m1/loss"]) for r in rows if "m1/loss" in r] == [(n, 1 / n) for n in (1, 2, 3, 4)]
