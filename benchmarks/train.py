@@ -5,7 +5,8 @@
 
 Default: SmolLM2-135M-Instruct in float32, 2 pairs, so 4 rows of 512 tokens, a quarter of them the prompt; reference
 log-probabilities computed beforehand, AdamW, gradients clipped, and each side's gradient checkpointing on. Steps are
-made in turn, and medians compared. TRL's side needs PyTorch and trl in PYTHON's environment.
+made in turn, and medians compared. TRL's side needs PyTorch and trl in PYTHON's environment. Both begin with the same
+weights and reference, and must agree: a step whose losses are further apart than `--tolerance` ends the comparison.
 
 The limit: a forward pass is two operations for each weight and token (the head: for each response token) and four for
 each head's element and pair of positions that causality leaves; a backward pass is twice that; what is recomputed comes
@@ -27,6 +28,8 @@ import numpy as np
 from workers import Worker
 
 HERE = Path(__file__).parent
+RATE, STEPS = 1e-6, 1000
+ADAM = {"adam_b1": 0.9, "adam_b2": 0.999, "adam_eps": 1e-8, "weight_decay": 0.0, "clip_norm": 1.0}
 
 
 def pairs_of(count: int, length: int, vocabulary: int) -> list[tuple[list[int], list[int], list[int]]]:
@@ -52,11 +55,12 @@ def private_output():
 
 
 def our_steps(flags: argparse.Namespace) -> None:
-    """The worker: a line in, a step, a line out."""
+    """The worker: a line in, a step, a line out; the reference is the model as it was loaded."""
     import jax
     from decode_step import product_speed, random_model
 
     from selfreward_jax.core.losses import LossSettings
+    from selfreward_jax.engine.score import score_in_order
     from selfreward_jax.llama.load import load_model
     from selfreward_jax.training.batches import Example, TrainRow
     from selfreward_jax.training.loop import micro_batches
@@ -68,12 +72,14 @@ def our_steps(flags: argparse.Namespace) -> None:
     channel = private_output()
     model = random_model(flags.random, flags.dtype) if flags.random else load_model(flags.model, dtype=flags.dtype)
     config = model.config
-    rows = [
-        TrainRow((Example(tuple(p), tuple(c)), Example(tuple(p), tuple(r))), (-900.0, -900.0))
-        for p, c, r in pairs_of(flags.pairs, flags.length, config.vocab_size)
+    answers = [
+        Example(tuple(p), tuple(r)) for p, *both in pairs_of(flags.pairs, flags.length, config.vocab_size) for r in both
     ]
+    # Random weights are compared with nobody, so any reference will do.
+    logps = [-900.0] * len(answers) if flags.random else score_in_order(model, answers, rows=2)
+    rows = [TrainRow(tuple(answers[n : n + 2]), tuple(logps[n : n + 2])) for n in range(0, len(answers), 2)]
     objective = make_objective(LossSettings())
-    optimizer = OptimizerSettings(1e-6, 1e-7, 0, 1000)
+    optimizer = OptimizerSettings(RATE, RATE, 0, STEPS, schedule="constant", **ADAM)
     forward = ForwardSettings(flags.dtype, flags.head_chunk, flags.remat, 0.0, flags.attention)
     counts = {name: np.float32(value) for name, value in objective.counts(rows).items()}
     layout = Layout(flags.pairs, 128, share_prompt=flags.share_prompt)
@@ -112,6 +118,11 @@ def trl_steps(flags: argparse.Namespace) -> None:
         def _prepare_dataset(self, dataset, *args, **kwargs):
             return dataset
 
+        def compute_loss(self, model, *args, **kwargs):
+            loss = super().compute_loss(model, *args, **kwargs)
+            model.last_loss = float(loss.detach())
+            return loss
+
     class StepByStep(TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs):
             if json.loads(sys.stdin.readline())["do"] == "quit":
@@ -119,17 +130,20 @@ def trl_steps(flags: argparse.Namespace) -> None:
             self.started = time.perf_counter()
 
         def on_step_end(self, args, state, control, **kwargs):
-            answer(channel, seconds=time.perf_counter() - self.started, peak=peak_gib(), loss=0.0)
+            seconds = time.perf_counter() - self.started
+            answer(channel, seconds=seconds, peak=peak_gib(), loss=kwargs["model"].last_loss)
 
     model = AutoModelForCausalLM.from_pretrained(flags.model, dtype=torch.float32)
     pairs = pairs_of(flags.pairs, flags.length, model.config.vocab_size)
     columns = dict(zip(("prompt_ids", "chosen_ids", "rejected_ids"), map(list, zip(*pairs, strict=True)), strict=True))
     with tempfile.TemporaryDirectory() as folder:
         settings = DPOConfig(
-            output_dir=folder, per_device_train_batch_size=flags.pairs, max_steps=1000, max_length=flags.length,
-            beta=0.1, learning_rate=1e-6, precompute_ref_log_probs=True, gradient_checkpointing=True, bf16=False,
+            output_dir=folder, per_device_train_batch_size=flags.pairs, max_steps=STEPS, max_length=flags.length,
+            beta=0.1, learning_rate=RATE, lr_scheduler_type="constant", adam_beta1=ADAM["adam_b1"],
+            adam_beta2=ADAM["adam_b2"], adam_epsilon=ADAM["adam_eps"],
+            precompute_ref_log_probs=True, gradient_checkpointing=True, bf16=False,
             fp16=False, use_cpu=True, report_to=[], save_strategy="no", logging_steps=1000, disable_tqdm=True,
-            dataloader_num_workers=0, max_grad_norm=1.0,
+            dataloader_num_workers=0, max_grad_norm=ADAM["clip_norm"],
         )  # fmt: skip
         tokenizer = AutoTokenizer.from_pretrained(flags.model)
         trainer = Tokenized(
@@ -167,7 +181,8 @@ def main() -> None:
     parser.add_argument("--attention", default="auto")
     parser.add_argument("--head_chunk", type=int, default=512)
     parser.add_argument("--share_prompt", action="store_true")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=5, help="steps of each side, of which medians are told")
+    parser.add_argument("--tolerance", type=float, default=1e-3, help="between both losses of a step")
     parser.add_argument("--peer", default="", choices=["", "trl"])
     parser.add_argument("--trl_python", default=sys.executable, help="interpreter with trl")
     parser.add_argument("--worker", default="", choices=["", "ours", "trl"], help=argparse.SUPPRESS)
@@ -197,8 +212,13 @@ def main() -> None:
             for name, side in sides.items():
                 made[name].append(side.ask({"do": "step"}))
             print(
-                f"  step {n}: " + ", ".join(f"{name} {m[-1]['seconds']:.2f} s" for name, m in made.items()), flush=True
+                f"  step {n}: "
+                + ", ".join(f"{name} {m[-1]['seconds']:.2f} s, loss {m[-1]['loss']:.6f}" for name, m in made.items()),
+                flush=True,
             )
+            losses = [m[-1]["loss"] for m in made.values()]
+            if max(losses) - min(losses) > flags.tolerance:
+                raise SystemExit(f"step {n}: the losses are more than {flags.tolerance} apart: {losses}")
         speed = ours.ask({"do": "product"})["speed"]
         for side in sides.values():
             side.quit()

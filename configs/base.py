@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     c = ConfigDict()
     c.seed = 0  # every random choice of a run follows from it
+    c.tracker = ""  # where curves go beside TensorBoard: "wandb", Weights & Biases (the extra `wandb`)
 
     c.model = ConfigDict()
     c.model.path = ""  # M0: a Hugging Face folder, a .gguf file, a run's model (runs/x/m2), or package:NAME with a GGUF

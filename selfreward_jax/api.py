@@ -395,6 +395,8 @@ def run(config: ConfigDict, workdir: str, *, resume: str = "") -> list[Row]:
     self_reward(work)
     rows = summary.summarise(work)
     report_on(work.root)
+    if work.tracker:
+        work.tracker.close()
     return rows
 
 

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from tests import tiny
+from tests.with_trl import trl
 
 pytestmark = pytest.mark.slow
 
@@ -33,6 +34,18 @@ def test_a_training_step_is_told_beside_its_memory():
     out = output("train", "--random=tiny", "--pairs=1", "--length=64", "--head_chunk=64", "--repeats=1")
     assert re.search(r"^ours +[\d.]+ +\d+ +[\d.]+$", out, flags=re.MULTILINE)
     assert re.search(r"\d+% of it for the \d+ GFLOP done", out)
+
+
+def test_a_training_step_has_the_loss_of_trls(data):
+    trl()
+    words = [f"--model={data / 'model'}", "--length=64", "--peer=trl", "--repeats=2"]
+    steps = re.findall(r"loss ([\d.]+), trl .* loss ([\d.]+)$", output("train", *words), flags=re.MULTILINE)
+    assert len(steps) == 3
+    for ours, theirs in steps:
+        assert float(ours) == pytest.approx(float(theirs), abs=1e-5)
+    assert len(set(steps)) == 3  # each side learns
+    with pytest.raises(AssertionError, match="the losses are more than -1.0 apart"):
+        output("train", *words, "--tolerance=-1")
 
 
 def test_a_plan_that_is_there_is_a_line_of_the_table_of_layouts(tmp_path):

@@ -16,6 +16,7 @@ from selfreward_jax.core.mesh import make_rules
 from selfreward_jax.core.paths import local_path
 
 CHOICES: Mapping[str, tuple[str, ...]] = {
+    "tracker": ("", "wandb"),
     "model.dtype": ("float32", "bfloat16"),
     "model.param_dtype": ("float32", "bfloat16"),
     "training.remat": ("none", "block", "dots", "offload"),

@@ -1,4 +1,4 @@
-"""Training metrics as JSONL, one line a step, and to TensorBoard."""
+"""Training metrics as JSONL, one line a step, to TensorBoard, and to a tracker if one is asked for."""
 
 import json
 import os
@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.hosts import is_writer
-from selfreward_jax.core.rows import Row, to_line
+from selfreward_jax.core.progress import say
+from selfreward_jax.core.rows import Row, content_id, to_line
 from selfreward_jax.core.store import disk_error, is_local, write_atomic
 
 SPEED_FILE = "throughput.jsonl"
@@ -71,6 +73,61 @@ class Board:
         self._events.close()
 
 
+class Tracker:
+    """The run at Weights & Biases: one there for one here, however often it was interrupted."""
+
+    def __init__(self, root: epath.Path, config: Mapping[str, Any]):
+        """Begins it, or goes on with it.
+
+        Raises:
+          UserError: the package is missing, or it can't begin: nobody has logged in, for instance.
+        """
+        try:
+            import wandb
+        except ImportError:
+            raise UserError('config.tracker: wandb is not installed; pip install "selfreward_jax[wandb]".') from None
+        # A file, so that a run that is moved, or goes on with another configuration, keeps it.
+        path = root / "wandb_id"
+        if not path.exists():
+            write_atomic(path, content_id(str(root), config))
+        try:
+            self._run = wandb.init(
+                project=os.environ.get("WANDB_PROJECT") or "selfreward_jax",
+                id=path.read_text(),
+                name=root.name,
+                resume="allow",
+                dir=os.fspath(root) if is_local(root) else None,
+                config=dict(config),
+                settings=wandb.Settings(console="off", silent=True, reinit="finish_previous"),
+            )
+        except (wandb.Error, OSError) as error:
+            why = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+            raise UserError(f"config.tracker: no wandb ({why}); wandb login, or WANDB_MODE=offline.") from None
+        where = f"wandb sync {self._run.settings.sync_dir}" if self._run.offline else self._run.url
+        say(f"Weights & Biases: {where}")
+        self._parts: set[str] = set()
+
+    def write(self, part: str, step: int, values: Mapping[str, Any]) -> None:
+        """As `Board.write`; each part, such as m2, has steps of its own."""
+        import wandb
+
+        if part not in self._parts:
+            self._run.define_metric(f"{part}/*", step_metric=f"{part}/step")
+            self._parts.add(part)
+        row: Row = {f"{part}/step": step}
+        for name, value in values.items():
+            if isinstance(value, list):
+                edges = np.arange(len(value) + 1) - 0.5
+                row[f"{part}/{name}"] = wandb.Histogram(np_histogram=(np.array(value), edges))
+            elif value is not None:
+                row[f"{part}/{name}"] = value
+        self._run.log(row)
+
+    def close(self) -> None:
+        """All is sent or on disk when this returns; a process that ends in order does this by itself."""
+        self._run.finish()
+
+
 class StepLines:
     """A JSONL file with a line a step.
 
@@ -78,15 +135,21 @@ class StepLines:
     """
 
     def __init__(self, path: epath.Path | None, *, start_step: int):
-        """Keeps the rows in memory alone if `path` is None."""
+        """Keeps the rows in memory alone if `path` is None.
+
+        `seen` is the last step that an earlier session wrote.
+        """
         self.rows: list[Row] = []
+        self.seen = 0
         self.path = path
         if not path:
             return
         if path.exists():
             # A line that was being written when the process died has no newline yet.
             lines = path.read_text().split("\n")[:-1]
-            self.rows = [row for row in map(json.loads, lines) if row["step"] <= start_step]
+            before = list(map(json.loads, lines))
+            self.seen = max((row["step"] for row in before), default=0)
+            self.rows = [row for row in before if row["step"] <= start_step]
         write_atomic(path, "".join(map(to_line, self.rows)))
 
     def write(self, row: Row) -> None:
@@ -117,13 +180,16 @@ class StepLines:
 
 
 class MetricsLog:
-    """What training tells: its metrics in `metrics.jsonl`, its speed in `throughput.jsonl`, both in TensorBoard.
+    """What training tells: its metrics in `metrics.jsonl`, its speed in `throughput.jsonl`, both as curves.
 
     Nothing in `metrics.jsonl` depends on the clock, so it is the same however often the run was interrupted.
     """
 
-    def __init__(self, folder: epath.Path | None, *, start_step: int, tensorboard: bool):
+    def __init__(
+        self, folder: epath.Path | None, *, start_step: int, tensorboard: bool, tracker: Tracker | None = None
+    ):
         """Keeps the rows in memory alone if `folder` is None."""
+        self._tracker, self._part = tracker, folder.name if folder else ""
         self._metrics = StepLines(folder and folder / "metrics.jsonl", start_step=start_step)
         self._speed = StepLines(folder and folder / SPEED_FILE, start_step=start_step)
         self._board: Board | None = None
@@ -147,8 +213,11 @@ class MetricsLog:
             self._draw(speed, "throughput/")
 
     def _draw(self, row: Row, prefix: str = "") -> None:
+        step, values = row["step"], {f"{prefix}{name}": x for name, x in row.items() if name != "step"}
         if self._board:
-            self._board.write(row["step"], {f"{prefix}{name}": x for name, x in row.items() if name != "step"})
+            self._board.write(step, values)
+        if self._tracker and step > self._metrics.seen:  # what is repeated after a stop was sent before it
+            self._tracker.write(self._part, step, values)
 
     def flush(self) -> None:
         """Everything so far is on disk when this returns."""

@@ -112,7 +112,8 @@ def config_from_hf(hf: Mapping[str, Any], where: str = "config.json") -> LlamaCo
     if kind not in ("llama", "mistral"):
         raise UserError(f"{where}: model_type {kind!r} is not supported; llama and mistral (dense) are.")
     # What transformers takes where a file leaves a field out differs by model type.
-    defaults = {"sliding_window": 4096, "num_key_value_heads": 8} if kind == "mistral" else {}
+    mistral = {"sliding_window": 4096, "num_key_value_heads": 8, "max_position_embeddings": 131072}
+    defaults = mistral if kind == "mistral" else {}
     for key in UNSUPPORTED_KEYS:
         if (value := hf.get(key, defaults.get(key))) not in (None, False, [], {}):
             raise UserError(f"{where}: {key} = {value!r} is not supported; the model would answer wrongly without it.")
@@ -134,7 +135,9 @@ def config_from_hf(hf: Mapping[str, Any], where: str = "config.json") -> LlamaCo
             head_dim=int(hf.get("head_dim") or hf["hidden_size"] // heads),
             rms_norm_eps=float(hf.get("rms_norm_eps", 1e-6)),
             rope=_rope_from_hf(hf, where),
-            max_position_embeddings=int(hf.get("max_position_embeddings", 2048)),
+            max_position_embeddings=int(
+                hf.get("max_position_embeddings", defaults.get("max_position_embeddings", 2048))
+            ),
             tie_word_embeddings=bool(hf.get("tie_word_embeddings", False)),
             attention_bias=bool(hf.get("attention_bias", False)),
             mlp_bias=bool(hf.get("mlp_bias", False)),

@@ -69,12 +69,20 @@ def read_results(folder: epath.Path) -> Results:
     """
     judges = {
         path.parent.name: tuple(_parsed(path, row, _judge) for row in _load(path, list))
-        for path in sorted(folder.glob("judge/*/summary.json"))
+        for path in _files(folder / "judge", 1, "summary.json")
     }
     win_rates: dict[str, list[WinRate]] = {}
-    for path in sorted(folder.glob("winrate/*/*/result.json")):
+    for path in _files(folder / "winrate", 2, "result.json"):
         win_rates.setdefault(path.parents[1].name, []).append(_parsed(path, _load(path, dict), _win_rate))
     return Results(judges, {name: tuple(found) for name, found in win_rates.items()})
+
+
+def _files(folder: epath.Path, depth: int, name: str) -> list[epath.Path]:
+    """Files of a name so many folders below; without `glob`, to which a run's folder may be named like a pattern."""
+    folders = [folder]
+    for _ in range(depth):
+        folders = [below for above in folders if above.is_dir() for below in above.iterdir()]
+    return sorted(below / name for below in folders if (below / name).exists())
 
 
 def _load(path: epath.Path, kind: type) -> Any:

@@ -15,7 +15,7 @@ from selfreward_jax.core.commit import commit
 from selfreward_jax.core.config import differences, to_dict
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.interrupt import Interrupt
-from selfreward_jax.core.metrics import SPEED_FILE, Board
+from selfreward_jax.core.metrics import SPEED_FILE, Board, Tracker
 from selfreward_jax.core.rows import read_jsonl, to_line
 from selfreward_jax.core.store import is_local, local_path, write_atomic
 from selfreward_jax.core.tokens import Chat, sha256_json
@@ -66,6 +66,8 @@ class Run(Work):
         hosts.wait("the run is claimed")
         super().__init__(workdir, config, interrupt)
         self.record("config.json", {}, seed=config.seed, versions=versions())
+        tracked = config.tracker == "wandb" and hosts.is_writer()
+        self.tracker = Tracker(self.root, to_dict(config)) if tracked else None
 
     def base(self) -> ModelRef:
         """M0, hashed once and recorded."""
@@ -178,7 +180,7 @@ class Run(Work):
         hosts.wait(f"{marker} is written")
 
     def log_iteration(self, t: int, metrics: dict[str, Any]) -> None:
-        """An iteration's line in the run's own `metrics.jsonl` and TensorBoard; written again, it stays one line."""
+        """An iteration's line in the run's own `metrics.jsonl` and curves; written again, it stays one line."""
         path = self.root / "metrics.jsonl"
         rows = read_jsonl(path) if path.exists() else []
         rows = [row for row in rows if row["step"] != t] + [{"step": t, **metrics}]
@@ -187,6 +189,8 @@ class Run(Work):
             board = Board(self.root / "tb")
             board.write(t, metrics)
             board.close()
+        if self.tracker:
+            self.tracker.write("iterations", t, metrics)
 
 
 def _claim(root: epath.Path, config: ConfigDict, resume: str) -> None:

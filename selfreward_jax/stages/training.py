@@ -183,6 +183,7 @@ def train_model(
         interrupt=run.interrupt,
         held_out=held_out,
         tracer=run.tracer(f"m{t}/{inputs['stage']}"),
+        tracker=run.tracker,
     )
     record: Row = {"held_out": len(held_out)} if held_out else {}
     if settings.keep_due and len(settings.due) > 1:

@@ -15,7 +15,7 @@ from selfreward_jax.core.checkpoints import Checkpoints, abstract
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.interrupt import Interrupt, Interrupted
 from selfreward_jax.core.mesh import put_rows, put_whole, row_ways
-from selfreward_jax.core.metrics import MetricsLog
+from selfreward_jax.core.metrics import MetricsLog, Tracker
 from selfreward_jax.core.profile import Tracer
 from selfreward_jax.core.progress import meter, say
 from selfreward_jax.core.rows import Row
@@ -78,6 +78,7 @@ def train(
     interrupt: Interrupt,
     held_out: Sequence[TrainRow] = (),
     tracer: Tracer | None = None,
+    tracker: Tracker | None = None,
 ) -> tuple[Model, int, list[Row]]:
     """Trains on all rows for `settings.optimizer.steps` steps, from the newest whole checkpoint if there is one.
 
@@ -89,6 +90,7 @@ def train(
       title: of the progress bar.
       held_out: rows on which the model is evaluated wherever a checkpoint is due.
       tracer: of its steps, if some of them are to be profiled.
+      tracker: gets the metrics as well, under the name of `folder`.
 
     Returns:
       The trained model, the step of its checkpoint, and the metrics of every step.
@@ -113,7 +115,7 @@ def train(
         ) or (0, state)
         if start and not lora:
             jax.tree.map(lambda x: x.delete(), model.params)  # nobody needs where the training began any more
-    log = MetricsLog(folder, start_step=start, tensorboard=settings.tensorboard)
+    log = MetricsLog(folder, start_step=start, tensorboard=settings.tensorboard, tracker=tracker)
 
     @functools.partial(jax.profiler.annotate_function, name="checkpoint")
     def save(step: int) -> None:

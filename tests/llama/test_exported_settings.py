@@ -10,7 +10,7 @@ from etils import epath
 from selfreward_jax.configs import base
 from selfreward_jax.engine.sampling import Law
 from selfreward_jax.llama import hf_save
-from selfreward_jax.llama.config import LlamaConfig, RopeConfig, config_to_json
+from selfreward_jax.llama.config import LlamaConfig, RopeConfig, config_from_hf, config_to_json
 from tests.core import small_tokenizers
 from tests.engine.test_sampling import exact
 from tests.tiny import make_model
@@ -114,6 +114,20 @@ def test_transformers_reads_the_shape_as_it_is(config, tmp_path):
         assert (found.attention_bias, found.mlp_bias) == (config.attention_bias, config.mlp_bias)
     # What is not written and could act in the forward pass doesn't.
     assert found.attention_dropout == 0 and getattr(found, "pretraining_tp", 1) == 1
+
+
+@pytest.mark.parametrize("model_type", ["llama", "mistral"])
+def test_what_a_shape_leaves_out_is_read_as_transformers_reads_it(model_type, tmp_path):
+    from transformers import AutoConfig
+
+    given = {"model_type": model_type, "vocab_size": 300, "hidden_size": 64, "intermediate_size": 96}
+    given |= {"num_hidden_layers": 2, "num_attention_heads": 16, "sliding_window": None}
+    (tmp_path / "config.json").write_text(json.dumps(given))
+    theirs, ours = AutoConfig.from_pretrained(tmp_path), config_from_hf(given)
+    for name in ("max_position_embeddings", "rms_norm_eps", "head_dim", "tie_word_embeddings"):
+        assert getattr(ours, name) == getattr(theirs, name) or (name, getattr(theirs, name)) == ("head_dim", None)
+    assert ours.num_kv_heads == theirs.num_key_value_heads
+    assert ours.rope.theta == theirs.rope_parameters["rope_theta"]
 
 
 @pytest.mark.parametrize("kind", ["chatml", "llama3", "llama2", "base"])
