@@ -19,19 +19,18 @@ def read_text(path: str, field: str) -> str:
     Raises:
       UserError: no such file, nothing in it, or another encoding than UTF-8; `field` is named.
     """
+    where = f"{field}={path}" if field.startswith("--") else f"{field}: {path}"
     source = epath.Path(path).expanduser()
     if not source.exists() or source.is_dir():
-        raise UserError(f"{field}: {path}: no such file.")
+        raise UserError(f"{where}: no such file.")
     data = source.read_bytes()
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        raise UserError(
-            f"{field}: {path}:{line}: not UTF-8 at byte {error.start} of the file; save it as UTF-8."
-        ) from None
+        raise UserError(f"{where}:{line}: not UTF-8 at byte {error.start} of the file; save it as UTF-8.") from None
     if not text.strip():
-        raise UserError(f"{field}: {path}: the file is empty.")
+        raise UserError(f"{where}: the file is empty.")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
