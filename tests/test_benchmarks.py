@@ -6,9 +6,9 @@ import subprocess
 import sys
 
 import pytest
+from tests.with_trl import trl
 
 from tests import tiny
-from tests.with_trl import trl
 
 pytestmark = pytest.mark.slow
 

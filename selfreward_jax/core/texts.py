@@ -171,20 +171,21 @@ def read_text(path: epath.PathLike, field: str) -> str:
       UserError: no such file, nothing in it, or no UTF-8; `field` is named.
     """
     path = local_path(path)
+    where = f"{field}={path}" if field.startswith("--") else f"{field}: {path}"
     if not path.exists() or path.is_dir():
-        raise UserError(f"{field}: {path}: no such file.")
+        raise UserError(f"{where}: no such file.")
     with path.open("rb") as file:
         data = file.read(MOST_BYTES + 1)
     if len(data) > MOST_BYTES:
-        raise UserError(f"{field}: {path}: more than {MOST_BYTES >> 20} MiB, which is no text to read whole.")
+        raise UserError(f"{where}: more than {MOST_BYTES >> 20} MiB, which is no text to read whole.")
     if looks_like(data[:512]) == _UTF16:
-        raise UserError(f"{field}: {path}: it looks like {_UTF16.name}; {_UTF16.mend}.")
+        raise UserError(f"{where}: it looks like {_UTF16.name}; {_UTF16.mend}.")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(NEWLINE, 0, error.start) + 1
-        raise UserError(f"{field}: {path}:{line}: not UTF-8 at byte {error.start}; save it as UTF-8.") from None
+        raise UserError(f"{where}:{line}: not UTF-8 at byte {error.start}; save it as UTF-8.") from None
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     if not text.strip():
-        raise UserError(f"{field}: {path}: the file is empty.")
+        raise UserError(f"{where}: the file is empty.")
     return text

@@ -124,8 +124,8 @@ def save_pretrained(
             if card is not None:
                 (work / CARD).write_text(card)
             dtype_name = tensors[0].dtype.name
-            answers = base.get_config().respond.to_dict() if sampling is None else sampling
-            write_json(work / GENERATION_CONFIG, generation_config(config, answers))
+            defaults: Any = base.get_config()
+            write_json(work / GENERATION_CONFIG, generation_config(config, sampling or defaults.respond))
             # Last, because no reader takes a folder without it for a model.
             (work / CONFIG).write_text(config_to_json(config, dtype_name))
     wait_for_all(f"save_pretrained {target}: end")

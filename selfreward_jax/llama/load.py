@@ -119,7 +119,7 @@ def _template_text(template: str, own: Any) -> str:
 def _recorded_date(location: epath.Path) -> str:
     """The date that a run's model was told when it was trained, "" for any other model."""
     path = location / MODEL_FILE
-    return str(hf.read_json(path).get("date", "")) if location.is_dir() and path.exists() else ""
+    return _checkpoint(path)[2] if location.is_dir() and path.exists() else ""
 
 
 def _load_tokenizer(folder: epath.Path):
@@ -138,11 +138,11 @@ def _load_tokenizer(folder: epath.Path):
         raise UserError(f"{folder}: no usable tokenizer ({str(error).splitlines()[0]}).") from None
 
 
-def _checkpoint(path: epath.Path) -> tuple[str, int]:
-    """The folder and the step that a model file names."""
+def _checkpoint(path: epath.Path) -> tuple[str, int, str]:
+    """The folder and the step that a model file names, and the date that the model was told."""
     try:
         facts = json.loads(path.read_text())
-        return str(facts.get("weights", "checkpoints")), int(facts["checkpoint"])
+        return str(facts.get("weights", "checkpoints")), int(facts["checkpoint"]), str(facts.get("date", ""))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: names no checkpoint ({error}); restore it.") from None
 
@@ -233,7 +233,7 @@ def load_model(
     if not location.is_dir():
         params = gguf.load_params(location, config, **layout)
     elif (location / MODEL_FILE).exists():
-        weights, step = _checkpoint(location / MODEL_FILE)
+        weights, step, _ = _checkpoint(location / MODEL_FILE)
         checkpoints = Checkpoints(location / weights)
         target = {"params": abstract_params(config, mesh, jnp.dtype(param_dtype), rules)}
         params = checkpoints.restore(step, target)["params"]

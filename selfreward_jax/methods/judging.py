@@ -27,12 +27,6 @@ def parse_score(judgement: str, scale: Scale = FIVE) -> float | None:
     return scale.to_five(found.number) if found else None
 
 
-def reasons_before_score(judgement: str, scale: Scale = FIVE) -> str:
-    """What stands before the score that `parse_score` reads, without the markup around it; "" if there is none."""
-    found = find_score(judgement, scale)
-    return judgement[: found.reasons_end] if found else ""
-
-
 def mean_score(scores: Iterable[float | None], min_parsed: int) -> float | None:
     """Mean of the scores there are (paper §2.2), None if fewer than `min_parsed` could be read."""
     parsed = [score for score in scores if score is not None]

@@ -29,7 +29,7 @@ FREE_TEXT = {
     "seeds.eft",
     "prompts.source",
 }
-FREE_TEXT |= {"judge.template", "dpo.data"}
+FREE_TEXT |= {"judge.template", "dpo.data", "model.date"}
 FREE_TEXT |= {f"mesh.rules.{axis}" for axis in dict(RULES)}
 
 

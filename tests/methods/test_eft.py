@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selfreward_jax.methods.eft import agreeing_scores, balance, chance_agreement
-from selfreward_jax.methods.judging import parse_score, reasons_before_score
+from selfreward_jax.methods.score_forms import FIVE, find_score
 
 
 @pytest.mark.parametrize(
@@ -143,5 +143,6 @@ def test_balanced_rows_keep_to_share_and_number(scores, share, most):
     ],
 )
 def test_reasons_are_what_stands_before_the_score_that_counts(text, reasons):
-    assert reasons_before_score(text) == reasons
-    assert parse_score(reasons + "\nScore: 4") == 4
+    found = find_score(text, FIVE)
+    assert (text[: found.reasons_end] if found else "") == reasons
+    assert find_score(reasons + "\nScore: 4", FIVE).number == 4  # type: ignore[union-attr]

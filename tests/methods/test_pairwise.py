@@ -118,5 +118,5 @@ def test_a_template_without_each_placeholder_once_is_refused(text, tmp_path):
 
 
 def test_a_template_that_is_no_file_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"--template: .*missing\.txt: no such file"):
+    with pytest.raises(UserError, match=r"--template=.*missing\.txt: no such file"):
         PairwiseTemplate(str(tmp_path / "missing.txt"))
