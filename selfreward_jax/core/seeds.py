@@ -38,6 +38,7 @@ def load_eft(
     spec: str,
     judge_prompt: Callable[[Messages, str], Messages],
     parse_score: Callable[[str], float | None],
+    check: Callable[[Messages], None] = lambda messages: None,
 ) -> list[Demonstration]:
     """Evaluation following demonstrations: how a person would judge an answer.
 
@@ -48,13 +49,20 @@ def load_eft(
       spec: as for `load_ift`; "" for no demonstrations.
       judge_prompt: from a conversation and an answer to what the judge is asked.
       parse_score: reads the score of a judgement, None if it has none.
+      check: as for `load_ift`.
 
     Raises:
       UserError: data that can't be read, or a wrong row, with its place; a judgement without a score is one.
     """
     if not spec:
         return []
-    return _load(spec, "eft.jsonl", lambda row: _eft_row(row, judge_prompt, parse_score))
+
+    def parse(row: Row) -> Demonstration:
+        made = _eft_row(row, judge_prompt, parse_score)
+        check(made.messages)
+        return made
+
+    return _load(spec, "eft.jsonl", parse)
 
 
 def _load(spec: str, builtin: str, parse: Callable[[Row], Demonstration]) -> list[Demonstration]:

@@ -16,7 +16,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
@@ -263,6 +263,19 @@ class Chat:
             "tokenizer": sha256_json(own),
             "chat_template": hashlib.sha256(self._source.encode()).hexdigest(),
         }
+
+
+def renderable(chat: Chat) -> Callable[[Sequence[Message]], None]:
+    """A check that the template renders conversations, once for each order of roles, on which templates depend.
+
+    It raises `UserError` for one that can't be rendered.
+    """
+
+    @functools.cache
+    def check(roles: tuple[str, ...]) -> None:
+        chat.answer_ids([{"role": role, "content": "x"} for role in roles], "x")
+
+    return lambda messages: check(tuple(m["role"] for m in messages))
 
 
 def _choose_template(own: str | Mapping[str, str] | None, wanted: str) -> str:

@@ -9,6 +9,7 @@ from selfreward_jax.core.readers import fingerprint, iter_rows, read_rows
 from selfreward_jax.core.rows import Messages, Prompt, Row, as_messages, content_id, load_rows, to_line
 from selfreward_jax.core.seeds import load_ift
 from selfreward_jax.core.texts import read_text
+from selfreward_jax.core.tokens import renderable
 from selfreward_jax.engine.generate import Completion, Engine, Request, check_requests
 from selfreward_jax.methods.self_instruct import (
     FilterSettings,
@@ -88,8 +89,15 @@ def _from_file(run: Run, t: int) -> list[Prompt]:
     c = run.config.prompts
     start = sum(wanted(c, i) for i in range(2, t))
     found: dict[str, Messages] = {}
+    check = renderable(run.chat)
+
+    def parse(row: Row) -> Messages:
+        messages = as_messages(row["prompt"])
+        check(messages)
+        return messages
+
     with about("config.prompts.source"):
-        for messages in iter_rows(c.source, lambda row: as_messages(row["prompt"]), "rows with a prompt"):
+        for messages in iter_rows(c.source, parse, "rows with a prompt"):
             found.setdefault(content_id(messages), messages)
             if len(found) == start + wanted(c, t):
                 break

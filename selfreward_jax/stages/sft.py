@@ -1,14 +1,13 @@
 """Supervised fine-tuning of M0 on instruction following and evaluation following data: M1 (paper §2.1)."""
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.forms import Demonstration
 from selfreward_jax.core.progress import say
 from selfreward_jax.core.rows import Messages, draw
 from selfreward_jax.core.seeds import load_eft, load_ift
-from selfreward_jax.core.tokens import Chat
+from selfreward_jax.core.tokens import renderable
 from selfreward_jax.methods.judging import JudgeTemplate
 from selfreward_jax.methods.score_forms import FIVE
 from selfreward_jax.stages.choice import Asked
@@ -47,7 +46,7 @@ def seed_rows(run: Run) -> tuple[list[TrainRow], dict[tuple[int, ...], Messages]
                 f"config.seeds.eft: builtin judges from 0 to 5, and the judge's template declares {template.scale};"
                 " give judgements on that scale (config.seeds.eft=FILE), or none."
             )
-        sets["eft"] = load_eft(c.seeds.eft, template.messages, template.parse_score)
+        sets["eft"] = load_eft(c.seeds.eft, template.messages, template.parse_score, renderable(run.chat))
     rows: list[TrainRow] = []
     asked: dict[tuple[int, ...], Messages] = {}
     facts: dict[str, int] = {}
@@ -65,16 +64,6 @@ def seed_rows(run: Run) -> tuple[list[TrainRow], dict[tuple[int, ...], Messages]
     if not rows:
         raise UserError(f"config.sft.max_length: all seed rows exceed {limit} tokens; raise it.")
     return rows, asked, facts
-
-
-def renderable(chat: Chat) -> Callable[[Messages], None]:
-    """A check that the template renders conversations, once for each order of roles, on which templates depend."""
-
-    @functools.cache
-    def check(roles: tuple[str, ...]) -> None:
-        chat.answer_ids([{"role": role, "content": "x"} for role in roles], "x")
-
-    return lambda messages: check(tuple(m["role"] for m in messages))
 
 
 def tokenise(run: Run, demonstration: Demonstration) -> Example:

@@ -10,11 +10,11 @@ from selfreward_jax.core.interrupt import Interrupt, end_at_once
 from selfreward_jax.core.paths import local_path
 from selfreward_jax.core.progress import meter, say
 from selfreward_jax.core.readers import read_rows
-from selfreward_jax.core.rows import Messages, Row, to_line
+from selfreward_jax.core.rows import Row, to_line
 from selfreward_jax.core.store import write_atomic
 from selfreward_jax.engine.score import implicit_reward, score_in_order
 from selfreward_jax.llama import hf
-from selfreward_jax.llama.load import MODEL_FILE, Model, load_model
+from selfreward_jax.llama.load import MODEL_FILE, Model, load_chat, load_model
 from selfreward_jax.llama.peft import save_adapter
 from selfreward_jax.report.card import model_card
 from selfreward_jax.stages.adapters import adapter_since_m0
@@ -28,35 +28,36 @@ def score(options: argparse.Namespace, overrides: Overrides, interrupt: Interrup
     if not output.parent.exists():
         raise UserError(f"--output={options.output}: the folder {output.parent} does not exist.")
 
-    def parse(row: Row) -> tuple[str | Messages, str]:
+    config, words = load_chat(options.model, options.chat_template)
+
+    def parse(row: Row) -> Example:
         if not options.raw:
             given = demonstration(row, empty=True)
-            return given.messages, given.response
+            return _example(*words.answer_ids(given.messages, given.response))
         row = present(row)
         answer = "completion" if "completion" in row and "response" not in row else "response"
         for name in ("prompt", answer):
             if not isinstance(row[name], str):
                 raise ValueError(f"with --raw, {name} must be text")
-        return row["prompt"], row[answer]
+        return _example(*words.raw_ids(row["prompt"], row[answer]))
 
-    rows = read_rows(options.input, parse, "rows with prompt and response")
+    def checked(row: Row) -> Example:
+        example = parse(row)
+        if len(example) > (most := config.max_position_embeddings):
+            raise ValueError(f"it has {len(example)} tokens, more than the model's context of {most}")
+        return example
+
+    examples = read_rows(options.input, checked, "rows with prompt and response")
     how = {"dtype": options.dtype, "chat_template": options.chat_template}
-    model = load_model(options.model, adapter=options.adapter, **how)
-    examples = [_example(model.chat, prompt, response, options.raw) for prompt, response in rows]
-    for n, example in enumerate(examples, 1):
-        if len(example) > model.context:
-            raise UserError(
-                f"{options.input}: row {n} has {len(example)} tokens, more than the model's context of {model.context}."
-            )
+    model = load_model(options.model, adapter=options.adapter, chat=(config, words), **how)
     made = [
         {"logp": logp, "tokens": len(e.response_ids)}
         for logp, e in zip(_score(model, examples, "log-probabilities", options, interrupt), examples, strict=True)
     ]
     if options.reference:
-        words = model.chat.hashes
         del model  # one model in memory at a time
         reference = load_model(options.reference, **how)
-        if reference.chat.hashes != words:
+        if reference.chat.hashes != words.hashes:
             raise UserError(
                 f"--reference={options.reference}: another tokenizer or chat template than {options.model}'s."
             )
@@ -76,8 +77,7 @@ def _score(model: Model, examples: Sequence[Example], title: str, options, inter
         return score_in_order(model, examples, rows=options.rows, advance=advance)
 
 
-def _example(chat, prompt, response: str, raw: bool) -> Example:
-    prompt_ids, response_ids = (chat.raw_ids if raw else chat.answer_ids)(prompt, response)
+def _example(prompt_ids: Sequence[int], response_ids: Sequence[int]) -> Example:
     return Example(tuple(prompt_ids), tuple(response_ids))
 
 
