@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,13 +19,14 @@ import transformers
 from etils import epath
 from gguf import GGMLQuantizationType, GGUFReader, TokenType
 from gguf.quants import dequantize
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Regex, decoders, models, pre_tokenizers
 
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.llama.config import LlamaConfig, RopeConfig
 from selfreward_jax.llama.hf import Index, Tensor, assemble_params, local_copy
 from selfreward_jax.llama.model import rope_frequencies
 from selfreward_jax.llama.params import Params
+from selfreward_jax.llama.tokenizer import sentencepiece_bpe, whole_tokens
 
 NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 LAYER_NAMES = {
@@ -282,16 +283,13 @@ def load_tokenizer(path: epath.PathLike) -> transformers.PreTrainedTokenizerFast
         types = file.get("tokenizer.ggml.token_type") or [TokenType.NORMAL] * len(tokens)
         if kind == "gpt2":
             tokenizer, adds_bos = _byte_level(file, tokens)
+            tokenizer.add_tokens(whole_tokens(tokens, types))
         elif kind == "llama":
-            tokenizer, adds_bos = _sentencepiece(file, tokens, types), True
+            scores, prefix = file.need("tokenizer.ggml.scores"), file.get("tokenizer.ggml.add_space_prefix", True)
+            unknown = _named_tokens(file, tokens).get("unk_token")
+            tokenizer, adds_bos = sentencepiece_bpe(tokens, scores, types, unknown, prefix), True
         else:
             raise UserError(f"{path}: tokenizer.ggml.model {kind!r} is not supported; gpt2 and llama are.")
-        whole = [
-            AddedToken(token, special=kind == TokenType.CONTROL, normalized=False)
-            for token, kind in zip(tokens, types, strict=True)
-            if kind in (TokenType.CONTROL, TokenType.USER_DEFINED)
-        ]
-        tokenizer.add_tokens(whole)
         return transformers.PreTrainedTokenizerFast(
             tokenizer_object=tokenizer,
             chat_template=file.get("tokenizer.chat_template"),
@@ -340,37 +338,3 @@ def _byte_level(file: _File, tokens: list[str]) -> tuple[tokenizers.Tokenizer, b
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*words, to_bytes])
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer, llama3
-
-
-def _sentencepiece(file: _File, tokens: list[str], types: Sequence[int]) -> tokenizers.Tokenizer:
-    """SentencePiece BPE: merges follow from the pieces' scores; unknown characters fall back to bytes.
-
-    The space before a text is prepended by a normaliser, as SentencePiece does it, even where the text already begins
-    with one. (`pre_tokenizers.Metaspace` would not add a second.)
-    """
-    scores = file.need("tokenizer.ggml.scores")
-    vocabulary = {token: number for number, token in enumerate(tokens)}
-    merges = merges_from_scores(
-        {token: score for token, score, kind in zip(tokens, scores, types, strict=True) if kind == TokenType.NORMAL}
-    )
-    unknown = _named_tokens(file, tokens).get("unk_token")
-    bpe = models.BPE(vocabulary, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
-    prefix = file.get("tokenizer.ggml.add_space_prefix", True)
-    tokenizer = tokenizers.Tokenizer(bpe)
-    spaces = normalizers.Replace(" ", "▁")
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), spaces]) if prefix else spaces
-    text = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    tokenizer.decoder = decoders.Sequence([*text, decoders.Strip(" ", 1, 0)] if prefix else text)
-    return tokenizer
-
-
-def merges_from_scores(scores: dict[str, float]) -> list[tuple[str, str]]:
-    """The merges of a SentencePiece BPE vocabulary: every way to cut a piece into two pieces, best score first."""
-    merges = [
-        (score, left, right)
-        for piece, score in scores.items()
-        for cut in range(1, len(piece))
-        if (left := piece[:cut]) in scores and (right := piece[cut:]) in scores
-    ]
-    merges.sort(key=lambda merge: (-merge[0], -len(merge[1])))
-    return [(left, right) for _, left, right in merges]

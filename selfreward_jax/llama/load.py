@@ -4,12 +4,10 @@ A path may be a Hugging Face folder, a .gguf file, a model folder of a run (`run
 file that an installed Python package carries.
 """
 
-import contextlib
 import dataclasses
 import functools
 import importlib.util
 import json
-import tempfile
 from typing import Any
 
 import jax
@@ -28,6 +26,7 @@ from selfreward_jax.llama.checksum import params_hash
 from selfreward_jax.llama.config import LlamaConfig, config_to_json
 from selfreward_jax.llama.lora import Adapter, merge
 from selfreward_jax.llama.params import Params, full_shape, is_spec, param_specs, shardings
+from selfreward_jax.llama.tokenizer import load_tokenizer, within_vocabulary
 
 MODEL_FILE = "model.json"  # in a run's model folder: which checkpoint is the model
 MERGED = "merged"  # there, of a model that LoRA made: the merged weights, which the training's checkpoints don't hold
@@ -107,22 +106,6 @@ def _template_text(template: str) -> str:
     return path.read_text()
 
 
-def _load_tokenizer(folder: epath.Path):
-    from transformers import AutoTokenizer  # takes seconds, so only when it is needed
-
-    try:
-        with contextlib.ExitStack() as opened:
-            local = folder
-            if hf.is_remote(folder):
-                local = epath.Path(opened.enter_context(tempfile.TemporaryDirectory()))
-                for pattern in ("*.json", "*.jinja", "tokenizer.model"):
-                    for file in folder.glob(pattern):
-                        file.copy(local / file.name)
-            return AutoTokenizer.from_pretrained(str(local), local_files_only=True, trust_remote_code=False)
-    except Exception as error:
-        raise UserError(f"{folder}: no usable tokenizer ({str(error).splitlines()[0]}).") from None
-
-
 def _checkpoint(path: epath.Path) -> tuple[str, int]:
     """The folder and the step that a model file names."""
     try:
@@ -163,12 +146,12 @@ def load_chat(path: str, chat_template: str = "") -> tuple[LlamaConfig, Chat]:
     """
     location = locate(path)
     if location.is_dir():
-        config, tokenizer = hf.read_config(location), _load_tokenizer(location)
+        config, tokenizer = hf.read_config(location), load_tokenizer(location)
     else:
         config, tokenizer = gguf.read_config(location), gguf.load_tokenizer(location)
     template = _template_text(chat_template)
-    if len(tokenizer) > config.vocab_size:
-        raise UserError(f"{location}: the tokenizer has {len(tokenizer)} tokens, the weights only {config.vocab_size}.")
+    written = template or str(tokenizer.chat_template or "")
+    tokenizer = within_vocabulary(tokenizer, config.vocab_size, written, str(location))
     chat = Chat(tokenizer, template=template, eos_ids=config.eos_token_ids, bos_id=config.bos_token_id)
     check_end_ids(str(location), config, chat)
     return config, chat
