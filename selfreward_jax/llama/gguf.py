@@ -17,7 +17,7 @@ import numpy as np
 import tokenizers
 import transformers
 from etils import epath
-from gguf import GGMLQuantizationType, GGUFReader, TokenType
+from gguf import GGMLQuantizationType, GGUFReader, ReaderTensor, TokenType
 from gguf.quants import dequantize
 from tokenizers import Regex, decoders, models, pre_tokenizers
 
@@ -48,16 +48,22 @@ LLAMA3_WORDS = (
 )
 
 
+PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")  # names that llama.cpp's gguf-split gives
+
+
 @dataclasses.dataclass(frozen=True)
 class _File:
-    """An open GGUF file and its path, which error messages name."""
+    """An open GGUF file, all its parts, and the path of the first, which error messages name."""
 
     path: str
-    reader: GGUFReader
+    readers: tuple[GGUFReader, ...]
+
+    @property
+    def tensors(self) -> Iterator[ReaderTensor]:
+        return (tensor for reader in self.readers for tensor in reader.tensors)
 
     def get(self, key: str, default: Any = None) -> Any:
-        field = self.reader.get_field(key)
-        return default if field is None else field.contents()
+        return _contents(self.readers[0], key, default)
 
     def need(self, key: str) -> Any:
         value = self.get(key)
@@ -74,23 +80,60 @@ class _File:
         return int(different.pop())
 
     def has_tensor(self, name: str) -> bool:
-        return any(tensor.name == name for tensor in self.reader.tensors)
+        return any(tensor.name == name for tensor in self.tensors)
+
+
+def _contents(reader: GGUFReader, key: str, default: Any) -> Any:
+    field = reader.get_field(key)
+    return default if field is None else field.contents()
 
 
 @contextlib.contextmanager
 def _open(path: epath.PathLike) -> Iterator[_File]:
-    path = epath.Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; a GGUF file is needed.")
+    paths = parts(epath.Path(path))
     with contextlib.ExitStack() as opened:
-        try:
-            reader = GGUFReader(local_copy(path, opened))
-        except (ValueError, IndexError, KeyError, OverflowError) as error:
-            # The reader has no error of its own: what it trips over depends on where a damaged file ends.
-            raise UserError(f"{path}: not a whole GGUF file ({error}); download it again.") from None
-        if reader.byte_order == "S":
-            raise UserError(f"{path}: written for the other byte order; convert the model again on this machine.")
-        yield _File(str(path), reader)
+        file = _File(str(paths[0]), tuple(_reader(part, opened) for part in paths))
+        count = file.get("split.count", 0) or 1
+        numbers = [_contents(reader, "split.no", 0) for reader in file.readers]
+        if (numbers, count) != (list(range(len(paths))), len(paths)):
+            raise UserError(
+                f"{paths[0]}: holds part {numbers[0] + 1} of {count} of a split model; give all parts the names that"
+                f" gguf-split gave them (NAME-00001-of-{count:05d}.gguf and so on)."
+            )
+        found, wanted = sum(len(reader.tensors) for reader in file.readers), file.get("split.tensors.count")
+        if wanted is not None and found != wanted:
+            raise UserError(f"{paths[0]}: its parts hold {found} tensors, not {wanted}; download them again.")
+        yield file
+
+
+def parts(path: epath.Path) -> list[epath.Path]:
+    """The files of a model: those that gguf-split made, in order, given any of them; else the one.
+
+    Raises:
+      UserError: one is missing.
+    """
+    name = PART.fullmatch(path.name)
+    names = [path.name]
+    if name:
+        names = [f"{name[1]}-{number:05d}-of-{name[3]}.gguf" for number in range(1, int(name[3]) + 1)]
+    found = [path.parent / name for name in names]
+    if missing := [part for part in found if not part.is_file()]:
+        if not name:
+            raise UserError(f"{path}: no such file; a GGUF file is needed.")
+        others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise UserError(f"{missing[0]}{others}: missing, a part of the split model {name[1]}; download it too.")
+    return found
+
+
+def _reader(path: epath.Path, opened: contextlib.ExitStack) -> GGUFReader:
+    try:
+        reader = GGUFReader(local_copy(path, opened))
+    except (ValueError, IndexError, KeyError, OverflowError) as error:
+        # The reader has no error of its own: what it trips over depends on where a damaged file ends.
+        raise UserError(f"{path}: not a whole GGUF file ({error}); download it again.") from None
+    if reader.byte_order == "S":
+        raise UserError(f"{path}: written for the other byte order; convert the model again on this machine.")
+    return reader
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -141,7 +184,7 @@ def read_config(path: epath.PathLike) -> LlamaConfig:
 
 def _vocabulary(file: _File) -> int:
     """Rows of the embedding, for files that don't give `llama.vocab_size`."""
-    shapes = [tensor.shape for tensor in file.reader.tensors if tensor.name == "token_embd.weight"]
+    shapes = [tensor.shape for tensor in file.tensors if tensor.name == "token_embd.weight"]
     if not shapes:
         raise UserError(f"{file.path}: no tensor token_embd.weight; the file holds no model.")
     return int(shapes[0][-1])
@@ -169,7 +212,7 @@ def _rope_from_factors(config: LlamaConfig, file: _File) -> RopeConfig:
     Long wavelengths are divided by `factor`, short ones by 1. Between them 1 / divisor is linear in the frequency,
     and the line fixes the rule up to one common scale of its three numbers, which `low_freq_factor` 1 settles.
     """
-    tensor = next(tensor for tensor in file.reader.tensors if tensor.name == ROPE_FACTORS)
+    tensor = next(tensor for tensor in file.tensors if tensor.name == ROPE_FACTORS)
     divisors = np.asarray(tensor.data, np.float64)
     plain = dataclasses.replace(config, rope=RopeConfig(config.rope.theta))
     frequency = np.asarray(rope_frequencies(plain), np.float64)
@@ -216,7 +259,7 @@ def load_params(path: epath.PathLike, config: LlamaConfig, *, dtype=None, shardi
     """
     with _open(path) as file:
         tensors = {}
-        for tensor in file.reader.tensors:
+        for tensor in file.tensors:
             if tensor.name == ROPE_FACTORS:
                 continue  # part of the config
             where = f"{path}: {tensor.name}"

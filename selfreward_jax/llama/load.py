@@ -1,7 +1,9 @@
 """A model ready to use: its shape, its weights on the mesh, and its tokenizer with its template.
 
-A path may be a Hugging Face folder, a .gguf file, a model folder of a run (`runs/x/m2`), or `package:NAME`, the GGUF
-file that an installed Python package carries.
+A path may be a Hugging Face folder, a .gguf file, a model folder of a run (`runs/x/m2`), `package:NAME`, the GGUF
+file that an installed Python package carries, or, where there is no such file or folder, a name on the Hugging Face
+hub (`org/name`, `llama/hub.py`). A folder that holds an adapter of PEFT alone is the model that it names as its base,
+with the adapter merged.
 """
 
 import dataclasses
@@ -21,12 +23,12 @@ from selfreward_jax.core.hosts import is_writer
 from selfreward_jax.core.mesh import RULES, Rules, make_mesh
 from selfreward_jax.core.store import write_atomic
 from selfreward_jax.core.tokens import Chat
-from selfreward_jax.llama import gguf, hf, hf_save, peft
+from selfreward_jax.llama import gguf, hf, hf_save, hub, peft
 from selfreward_jax.llama.checksum import params_hash
 from selfreward_jax.llama.config import LlamaConfig, config_to_json
 from selfreward_jax.llama.lora import Adapter, merge
 from selfreward_jax.llama.params import Params, full_shape, is_spec, param_specs, shardings
-from selfreward_jax.llama.tokenizer import load_tokenizer, within_vocabulary
+from selfreward_jax.llama.tokenizer import TOKENIZER, load_tokenizer, within_vocabulary
 
 MODEL_FILE = "model.json"  # in a run's model folder: which checkpoint is the model
 MERGED = "merged"  # there, of a model that LoRA made: the merged weights, which the training's checkpoints don't hold
@@ -89,7 +91,7 @@ def _package_file(name: str) -> epath.Path:
     folder = epath.Path(spec.submodule_search_locations[0])
     if file:
         return folder / file
-    found = sorted(folder.glob("*.gguf"))
+    found = sorted({gguf.parts(path)[0] for path in folder.glob("*.gguf")})
     if len(found) != 1:
         raise UserError(
             f"model.path: the package {package!r} holds {len(found)} .gguf files; name one: package:{package}/FILE"
@@ -115,14 +117,22 @@ def _checkpoint(path: epath.Path) -> tuple[str, int]:
         raise UserError(f"{path}: names no checkpoint ({error}); restore it.") from None
 
 
-def locate(path: str) -> epath.Path:
+def locate(path: str, need: hub.Need = "weights") -> epath.Path:
     """The file or folder that a model's path means.
+
+    Args:
+      need: what of a model on the hub must be here.
 
     Raises:
       UserError: there is nothing, or nothing usable.
     """
     if not path:
-        raise UserError("model.path: empty; give a Hugging Face folder, a .gguf file, a run's model or package:NAME.")
+        raise UserError(
+            "model.path: empty; give a Hugging Face folder, a .gguf file, a run's model, package:NAME or a name on the"
+            " Hugging Face hub (org/name)."
+        )
+    if name := hub.parse(path):
+        return hub.find(name, need)
     location = _package_file(path.removeprefix("package:")) if path.startswith("package:") else epath.Path(path)
     if not location.exists():
         raise UserError(f"model.path: {location}: no such file or folder.")
@@ -131,9 +141,20 @@ def locate(path: str) -> epath.Path:
     return location
 
 
+def _base(path: str, need: hub.Need) -> tuple[epath.Path, epath.Path | None]:
+    """Where the weights of a path lie, and the adapter that belongs on them, if the path is one's."""
+    location = locate(path, need)
+    if not peft.is_adapter(location):
+        return location, None
+    base = locate(peft.base_of(location), need)
+    if peft.is_adapter(base):
+        raise UserError(f"{location}: its base, {base}, is an adapter too; merge that into its own base first.")
+    return base, location
+
+
 def read_config(path: str) -> LlamaConfig:
     """A model's shape alone."""
-    location = locate(path)
+    location, _ = _base(path, "config")
     return hf.read_config(location) if location.is_dir() else gguf.read_config(location)
 
 
@@ -141,14 +162,15 @@ def load_chat(path: str, chat_template: str = "") -> tuple[LlamaConfig, Chat]:
     """A model's shape and tokenizer, without its weights.
 
     Args:
-      path: see the top of this file.
+      path: see the top of this file; the tokenizer is the adapter's, if one brings its own.
       chat_template: "" for the tokenizer's own, "plain", or a Jinja file.
     """
-    location = locate(path)
-    if location.is_dir():
-        config, tokenizer = hf.read_config(location), load_tokenizer(location)
+    location, adapter = _base(path, "tokenizer")
+    config = hf.read_config(location) if location.is_dir() else gguf.read_config(location)
+    if adapter is not None and (adapter / TOKENIZER).exists():
+        tokenizer = load_tokenizer(adapter)
     else:
-        config, tokenizer = gguf.read_config(location), gguf.load_tokenizer(location)
+        tokenizer = load_tokenizer(location) if location.is_dir() else gguf.load_tokenizer(location)
     template = _template_text(chat_template)
     written = template or str(tokenizer.chat_template or "")
     tokenizer = within_vocabulary(tokenizer, config.vocab_size, written, str(location))
@@ -184,7 +206,7 @@ def load_model(
       path: see the top of this file.
       dtype: of the computation.
       param_dtype: of the weights in memory.
-      adapter: a folder in PEFT's format, merged into the weights; "" for none.
+      adapter: a folder in PEFT's format, or its name on the hub, merged into the weights; "" for none.
       chat_template: "" for the tokenizer's own, "plain", or a Jinja file.
       chat: what `load_chat` gave for the same path, so that it needn't be read again.
       rules: how the weights lie on the mesh.
@@ -193,8 +215,8 @@ def load_model(
       UserError: nothing usable at `path`, saying what is wrong and how to mend it.
     """
     mesh = mesh or make_mesh()
-    location = locate(path)
     config, tokens = chat or load_chat(path, chat_template)
+    location, own = _base(path, "weights")
     layout = {"dtype": jnp.dtype(param_dtype), "shardings": shardings(config, mesh, rules=rules)}
     if not location.is_dir():
         params = gguf.load_params(location, config, **layout)
@@ -206,10 +228,10 @@ def load_model(
         checkpoints.close()
     else:
         params = hf.load_params(location, config, **layout)
-    if adapter:
-        learnt = peft.load_adapter(adapter, config, mesh, rules)
-        params, path = merge(learnt.settings, params, learnt.params), f"{path} + {adapter}"
-    return Model(path, config, params, tokens, mesh, dtype, rules)
+    for folder in filter(None, (own, adapter)):
+        learnt = peft.load_adapter(folder, config, mesh, rules)
+        params = merge(learnt.settings, params, learnt.params)
+    return Model(f"{path} + {adapter}" if adapter else path, config, params, tokens, mesh, dtype, rules)
 
 
 def save_merged(folder: epath.Path, step: int, params: Params) -> dict[str, str]:

@@ -18,13 +18,12 @@ from jax.sharding import Mesh
 
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.mesh import RULES, Rules
-from selfreward_jax.llama import hf, hf_save
+from selfreward_jax.llama import hf, hf_save, hub
 from selfreward_jax.llama.config import LlamaConfig
 from selfreward_jax.llama.lora import Adapter, LoraSettings, lora_specs
 from selfreward_jax.llama.params import PROJECTIONS, param_specs, shardings
 
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
+CONFIG, WEIGHTS = hub.ADAPTER
 
 # Keys of `adapter_config.json` that change what the adapter does, or what it was trained on; a set value is refused.
 UNSUPPORTED_KEYS = (
@@ -48,14 +47,36 @@ UNSUPPORTED_KEYS = (
 PLAIN_STARTS = (None, True, False, "gaussian", "orthogonal", "eva")
 
 
+def is_adapter(location: epath.Path) -> bool:
+    """Whether a path is a folder of an adapter without a model."""
+    return (location / CONFIG).exists() and not (location / hf.CONFIG).exists()
+
+
+def base_of(folder: epath.Path) -> str:
+    """The path or name of the model that an adapter was trained on.
+
+    Raises:
+      UserError: the adapter doesn't say.
+    """
+    fields = hf.read_json(folder / CONFIG)
+    base, revision = fields.get("base_model_name_or_path"), fields.get("revision")
+    if not isinstance(base, str) or not base:
+        raise UserError(f"{folder}: {CONFIG} names no base_model_name_or_path; give the base, and this as the adapter.")
+    return hub.at(base, revision) if isinstance(revision, str) and hub.parse(base) else base
+
+
 def load_adapter(folder: epath.PathLike, config: LlamaConfig, mesh: Mesh, rules: Rules = RULES) -> Adapter:
     """Reads an adapter for a model of this shape, as float32.
+
+    Args:
+      folder: or a name on the Hugging Face hub, where there is no such folder.
 
     Raises:
       UserError: a missing or damaged file, a target or a feature that is not supported, or tensors that are missing,
         left over, or of another shape than rank and model say.
     """
-    folder = epath.Path(folder)
+    name = hub.parse(str(folder))
+    folder = hub.find_adapter(name) if name else epath.Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; an adapter is a folder with {CONFIG} and {WEIGHTS}.")
     fields = hf.read_json(folder / CONFIG)
