@@ -80,10 +80,10 @@ def config(path: str = "", **fields: Any) -> ConfigDict:
 
 
 def load(path: str, *, adapter: str = "", dtype: str = "float32", chat_template: str = "") -> Model:
-    """A model from a Hugging Face folder, a .gguf file, a run's model (`runs/x/m2`) or `package:NAME`.
+    """A model from a Hugging Face folder, `org/name[@revision]`, a .gguf file, a run's model or `package:NAME`.
 
     Args:
-      adapter: a folder with a LoRA adapter in PEFT's format, merged into the weights.
+      adapter: a folder (or `org/name`) with a LoRA adapter in PEFT's format, merged into the weights.
     """
     keep_compiled_programs()
     return load_model(path, dtype=dtype, adapter=adapter, chat_template=chat_template)

@@ -291,6 +291,7 @@ def test_a_run_records_the_commit_and_stays_with_it(online, data, tmp_path):
         online.moved.clear()
 
 
+@pytest.mark.slow
 def test_the_environment_of_huggingface_hub_is_obeyed(served, tmp_path):
     """In a process of its own, with nothing but environment variables: a download, and then the cache alone."""
     code = "import selfreward_jax as sr; print(sr.load('org/tiny').hash)"
