@@ -14,7 +14,9 @@ def get_config() -> ConfigDict:
     c.tracker = ""  # where curves go beside TensorBoard: "wandb", Weights & Biases (the extra `wandb`)
 
     c.model = ConfigDict()
-    c.model.path = ""  # M0: a Hugging Face folder, a .gguf file, a run's model (runs/x/m2), or package:NAME with a GGUF
+    c.model.path = (
+        ""  # M0: a folder, org/name of the hub, a .gguf, a run's model (runs/x/m2), or package:NAME with a GGUF
+    )
     c.model.dtype = "bfloat16"  # of the computation; float32 on CPUs, which have no fast bfloat16
     c.model.param_dtype = "float32"  # of the weights that are trained
     c.model.adapter = ""  # a LoRA adapter in PEFT's format that belongs to M0: it is merged into it; "" for none

@@ -82,10 +82,10 @@ def config(path: str = "", **fields: Any) -> ConfigDict:
 
 
 def load(path: str, *, adapter: str = "", dtype: str = "float32", chat_template: str = "", date: str = "") -> Model:
-    """A model from a Hugging Face folder, a .gguf file, a run's model (`runs/x/m2`) or `package:NAME`.
+    """A model from a Hugging Face folder, `org/name[@revision]`, a .gguf file, a run's model or `package:NAME`.
 
     Args:
-      adapter: a folder with a LoRA adapter in PEFT's format, merged into the weights.
+      adapter: a folder (or `org/name`) with a LoRA adapter in PEFT's format, merged into the weights.
       chat_template: "" for the model's own, the name of one of several, "plain", or a Jinja file.
       date: what a template that asks for today's date is told, YYYY-MM-DD; "": that of the run, or 2024-07-26.
     """

@@ -93,7 +93,7 @@ def score_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def model_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, metavar="DIR", help="HF folder, .gguf, runs/x/m2, package:NAME")
+    parser.add_argument("--model", required=True, metavar="DIR", help="folder, org/name, .gguf, runs/x/m2, package:X")
     loading_arguments(parser)
     parser.add_argument(
         "--dtype", default="float32", choices=["float32", "bfloat16"], help="of the computation (default float32)"
@@ -101,14 +101,14 @@ def model_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def loading_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--adapter", default="", metavar="DIR", help="a LoRA adapter of PEFT, merged into the model")
+    parser.add_argument("--adapter", default="", metavar="DIR", help="a LoRA adapter of PEFT (or org/name), merged in")
     parser.add_argument(
         "--chat_template", default="", metavar="NAME", help="of several that the model brings, plain, or a Jinja file"
     )
 
 
 def export_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, metavar="DIR", help="a run's model (runs/x/m3), HF folder or .gguf")
+    parser.add_argument("--model", required=True, metavar="DIR", help="runs/x/m3, HF folder, org/name or .gguf")
     loading_arguments(parser)
     parser.add_argument("--output", required=True, metavar="DIR", help="a new folder")
     parser.add_argument(
@@ -256,7 +256,7 @@ def report_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _benchmark_arguments(parser: argparse.ArgumentParser, model: bool = True) -> None:
-    parser.add_argument("--model", required=model, default="", metavar="DIR", help="HF folder, .gguf, runs/x/m2, ...")
+    parser.add_argument("--model", required=model, default="", metavar="DIR", help="folder, org/name, .gguf, runs/x/m2")
     parser.add_argument("--output", required=True, metavar="DIR", help="the evaluation's folder; goes on if begun")
     parser.add_argument("--config", default="", metavar="FILE", help="configuration (default: every default)")
 

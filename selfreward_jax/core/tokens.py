@@ -107,7 +107,7 @@ class Chat:
         except ValueError:
             raise UserError(f"config.model.date: {date!r} is no date; give YYYY-MM-DD.") from None
         tokenizer = copy.deepcopy(tokenizer)
-        tokenizer.chat_template = _choose_template(tokenizer.chat_template, template)
+        tokenizer.chat_template = choose_template(tokenizer.chat_template, template)
         self.date = date if "strftime_now" in tokenizer.chat_template else ""
         self._plain = tokenizer.chat_template == plain_template()
         self._source = (_as_on(self.date) if self.date else "") + tokenizer.chat_template
@@ -278,7 +278,7 @@ def renderable(chat: Chat) -> Callable[[Sequence[Message]], None]:
     return lambda messages: check(tuple(m["role"] for m in messages))
 
 
-def _choose_template(own: str | Mapping[str, str] | None, wanted: str) -> str:
+def choose_template(own: str | Mapping[str, str] | None, wanted: str) -> str:
     """The Jinja source of a template, given what a tokenizer brings and what is asked for."""
     if wanted == "plain" or not (wanted or own):
         return plain_template()

@@ -17,6 +17,7 @@ from selfreward_jax.core.interrupt import Interrupt
 from selfreward_jax.core.store import Journal, local_path, write_atomic
 from selfreward_jax.core.tokens import Chat
 from selfreward_jax.llama.config import LlamaConfig
+from selfreward_jax.llama.hub import at
 from selfreward_jax.llama.load import MODEL_FILE, Model, load_chat, load_model
 from selfreward_jax.stages.work import ModelRef, Work
 
@@ -49,6 +50,7 @@ class Desk(Work):
         super().__init__(root, config, interrupt)
         self._adapters: dict[str, str] = {}  # of a run's M0, by the path of what it is merged into
         self._dates: dict[str, str] = {}  # that a run's M0 is told, by its path
+        self._given: dict[str, str] = {}  # as a run's settings call its M0, by the path with its commit
         self._words: dict[str, tuple[LlamaConfig, Chat]] = {}
 
     def claim(self, result: str, settings: dict[str, Any]) -> None:
@@ -73,7 +75,7 @@ class Desk(Work):
         return super().journal(artefact, inputs)
 
     def ref(self, path: str) -> ModelRef:
-        """A model by its path: a Hugging Face folder, a .gguf file, `package:NAME` or a run's model.
+        """A model by its path: a Hugging Face folder, a .gguf file, `package:NAME`, `org/name` or a run's model.
 
         Raises:
           UserError: there is no such model.
@@ -83,15 +85,17 @@ class Desk(Work):
             stored = json.loads(facts.read_text())
             if "path" not in stored:  # M0's folder names its model, and holds no weights
                 return ModelRef(path, stored["hash"])
-            path = stored["path"]
+            path = at(stored["path"], stored.get("commit", ""))
             self._adapters[path], self._dates[path] = stored.get("adapter", ""), stored.get("date", "")
+            self._given[path] = stored["path"]
         return ModelRef(path, self.load(ModelRef(path, "")).hash)
 
     def words(self, ref: ModelRef) -> tuple[LlamaConfig, Chat]:
         if ref.name not in self._words:
             c = self.config.model
+            own = self._given.get(ref.name, ref.name) == c.path
             date = self._dates.get(ref.name, "") or c.date
-            self._words[ref.name] = load_chat(ref.name, c.chat_template if ref.name == c.path else "", date)
+            self._words[ref.name] = load_chat(ref.name, c.chat_template if own else "", date)
         return self._words[ref.name]
 
     def _read(self, ref: ModelRef) -> Model:

@@ -10,22 +10,23 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import tokenizers
 import transformers
 from etils import epath
-from gguf import GGMLQuantizationType, GGUFReader, TokenType
+from gguf import GGMLQuantizationType, GGUFReader, ReaderTensor, TokenType
 from gguf.quants import dequantize
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Regex, decoders, models, pre_tokenizers
 
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.llama.config import LlamaConfig, RopeConfig
 from selfreward_jax.llama.hf import Index, Tensor, assemble_params, local_copy
 from selfreward_jax.llama.model import rope_frequencies
 from selfreward_jax.llama.params import Params
+from selfreward_jax.llama.tokenizer import sentencepiece_bpe, whole_tokens
 
 NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 LAYER_NAMES = {
@@ -47,16 +48,22 @@ LLAMA3_WORDS = (
 )
 
 
+PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")  # names that llama.cpp's gguf-split gives
+
+
 @dataclasses.dataclass(frozen=True)
 class _File:
-    """An open GGUF file and its path, which error messages name."""
+    """An open GGUF file, all its parts, and the path of the first, which error messages name."""
 
     path: str
-    reader: GGUFReader
+    readers: tuple[GGUFReader, ...]
+
+    @property
+    def tensors(self) -> Iterator[ReaderTensor]:
+        return (tensor for reader in self.readers for tensor in reader.tensors)
 
     def get(self, key: str, default: Any = None) -> Any:
-        field = self.reader.get_field(key)
-        return default if field is None else field.contents()
+        return _contents(self.readers[0], key, default)
 
     def need(self, key: str) -> Any:
         value = self.get(key)
@@ -73,23 +80,60 @@ class _File:
         return int(different.pop())
 
     def has_tensor(self, name: str) -> bool:
-        return any(tensor.name == name for tensor in self.reader.tensors)
+        return any(tensor.name == name for tensor in self.tensors)
+
+
+def _contents(reader: GGUFReader, key: str, default: Any) -> Any:
+    field = reader.get_field(key)
+    return default if field is None else field.contents()
 
 
 @contextlib.contextmanager
 def _open(path: epath.PathLike) -> Iterator[_File]:
-    path = epath.Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; a GGUF file is needed.")
+    paths = parts(epath.Path(path))
     with contextlib.ExitStack() as opened:
-        try:
-            reader = GGUFReader(local_copy(path, opened))
-        except (ValueError, IndexError, KeyError, OverflowError) as error:
-            # The reader has no error of its own: what it trips over depends on where a damaged file ends.
-            raise UserError(f"{path}: not a whole GGUF file ({error}); download it again.") from None
-        if reader.byte_order == "S":
-            raise UserError(f"{path}: written for the other byte order; convert the model again on this machine.")
-        yield _File(str(path), reader)
+        file = _File(str(paths[0]), tuple(_reader(part, opened) for part in paths))
+        count = file.get("split.count", 0) or 1
+        numbers = [_contents(reader, "split.no", 0) for reader in file.readers]
+        if (numbers, count) != (list(range(len(paths))), len(paths)):
+            raise UserError(
+                f"{paths[0]}: holds part {numbers[0] + 1} of {count} of a split model; give all parts the names that"
+                f" gguf-split gave them (NAME-00001-of-{count:05d}.gguf and so on)."
+            )
+        found, wanted = sum(len(reader.tensors) for reader in file.readers), file.get("split.tensors.count")
+        if wanted is not None and found != wanted:
+            raise UserError(f"{paths[0]}: its parts hold {found} tensors, not {wanted}; download them again.")
+        yield file
+
+
+def parts(path: epath.Path) -> list[epath.Path]:
+    """The files of a model: those that gguf-split made, in order, given any of them; else the one.
+
+    Raises:
+      UserError: one is missing.
+    """
+    name = PART.fullmatch(path.name)
+    names = [path.name]
+    if name:
+        names = [f"{name[1]}-{number:05d}-of-{name[3]}.gguf" for number in range(1, int(name[3]) + 1)]
+    found = [path.parent / name for name in names]
+    if missing := [part for part in found if not part.is_file()]:
+        if not name:
+            raise UserError(f"{path}: no such file; a GGUF file is needed.")
+        others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise UserError(f"{missing[0]}{others}: missing, a part of the split model {name[1]}; download it too.")
+    return found
+
+
+def _reader(path: epath.Path, opened: contextlib.ExitStack) -> GGUFReader:
+    try:
+        reader = GGUFReader(local_copy(path, opened))
+    except (ValueError, IndexError, KeyError, OverflowError) as error:
+        # The reader has no error of its own: what it trips over depends on where a damaged file ends.
+        raise UserError(f"{path}: not a whole GGUF file ({error}); download it again.") from None
+    if reader.byte_order == "S":
+        raise UserError(f"{path}: written for the other byte order; convert the model again on this machine.")
+    return reader
 
 
 def read_license(path: epath.PathLike) -> str:
@@ -146,7 +190,7 @@ def read_config(path: epath.PathLike) -> LlamaConfig:
 
 def _vocabulary(file: _File) -> int:
     """Rows of the embedding, for files that don't give `llama.vocab_size`."""
-    shapes = [tensor.shape for tensor in file.reader.tensors if tensor.name == "token_embd.weight"]
+    shapes = [tensor.shape for tensor in file.tensors if tensor.name == "token_embd.weight"]
     if not shapes:
         raise UserError(f"{file.path}: no tensor token_embd.weight; the file holds no model.")
     return int(shapes[0][-1])
@@ -174,7 +218,7 @@ def _rope_from_factors(config: LlamaConfig, file: _File) -> RopeConfig:
     Long wavelengths are divided by `factor`, short ones by 1. Between them 1 / divisor is linear in the frequency,
     and the line fixes the rule up to one common scale of its three numbers, which `low_freq_factor` 1 settles.
     """
-    tensor = next(tensor for tensor in file.reader.tensors if tensor.name == ROPE_FACTORS)
+    tensor = next(tensor for tensor in file.tensors if tensor.name == ROPE_FACTORS)
     divisors = np.asarray(tensor.data, np.float64)
     plain = dataclasses.replace(config, rope=RopeConfig(config.rope.theta))
     frequency = np.asarray(rope_frequencies(plain), np.float64)
@@ -221,7 +265,7 @@ def load_params(path: epath.PathLike, config: LlamaConfig, *, dtype=None, shardi
     """
     with _open(path) as file:
         tensors = {}
-        for tensor in file.reader.tensors:
+        for tensor in file.tensors:
             if tensor.name == ROPE_FACTORS:
                 continue  # part of the config
             where = f"{path}: {tensor.name}"
@@ -288,25 +332,29 @@ def load_tokenizer(path: epath.PathLike) -> transformers.PreTrainedTokenizerFast
         types = file.get("tokenizer.ggml.token_type") or [TokenType.NORMAL] * len(tokens)
         if kind == "gpt2":
             tokenizer, adds_bos = _byte_level(file, tokens)
+            tokenizer.add_tokens(whole_tokens(tokens, types))
         elif kind == "llama":
-            tokenizer, adds_bos = _sentencepiece(file, tokens, types), True
+            scores, prefix = file.need("tokenizer.ggml.scores"), file.get("tokenizer.ggml.add_space_prefix", True)
+            unknown = _named_tokens(file, tokens).get("unk_token")
+            tokenizer, adds_bos = sentencepiece_bpe(tokens, scores, types, unknown, prefix), True
         else:
             raise UserError(f"{path}: tokenizer.ggml.model {kind!r} is not supported; gpt2 and llama are.")
-        whole = [
-            AddedToken(token, special=kind == TokenType.CONTROL, normalized=False)
-            for token, kind in zip(tokens, types, strict=True)
-            if kind in (TokenType.CONTROL, TokenType.USER_DEFINED)
-        ]
-        tokenizer.add_tokens(whole)
         return transformers.PreTrainedTokenizerFast(
             tokenizer_object=tokenizer,
-            chat_template=file.get("tokenizer.chat_template"),
+            chat_template=_templates(file),
             add_bos_token=file.get("tokenizer.ggml.add_bos_token", adds_bos),
             add_eos_token=file.get("tokenizer.ggml.add_eos_token", False),
             model_max_length=file.size("llama.context_length"),
             clean_up_tokenization_spaces=False,
             **_named_tokens(file, tokens),
         )
+
+
+def _templates(file: _File) -> str | dict[str, str] | None:
+    """The chat template, or several by name: the converter writes the default one without a name."""
+    names = {name: file.get(f"tokenizer.chat_template.{name}") for name in file.get("tokenizer.chat_templates") or ()}
+    default, named = file.get("tokenizer.chat_template"), {name: text for name, text in names.items() if text}
+    return (named | ({"default": default} if default else {})) if named else default
 
 
 def _named_tokens(file: _File, tokens: list[str]) -> dict[str, str]:
@@ -346,37 +394,3 @@ def _byte_level(file: _File, tokens: list[str]) -> tuple[tokenizers.Tokenizer, b
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*words, to_bytes])
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer, llama3
-
-
-def _sentencepiece(file: _File, tokens: list[str], types: Sequence[int]) -> tokenizers.Tokenizer:
-    """SentencePiece BPE: merges follow from the pieces' scores; unknown characters fall back to bytes.
-
-    The space before a text is prepended by a normaliser, as SentencePiece does it, even where the text already begins
-    with one. (`pre_tokenizers.Metaspace` would not add a second.)
-    """
-    scores = file.need("tokenizer.ggml.scores")
-    vocabulary = {token: number for number, token in enumerate(tokens)}
-    merges = merges_from_scores(
-        {token: score for token, score, kind in zip(tokens, scores, types, strict=True) if kind == TokenType.NORMAL}
-    )
-    unknown = _named_tokens(file, tokens).get("unk_token")
-    bpe = models.BPE(vocabulary, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
-    prefix = file.get("tokenizer.ggml.add_space_prefix", True)
-    tokenizer = tokenizers.Tokenizer(bpe)
-    spaces = normalizers.Replace(" ", "▁")
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), spaces]) if prefix else spaces
-    text = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    tokenizer.decoder = decoders.Sequence([*text, decoders.Strip(" ", 1, 0)] if prefix else text)
-    return tokenizer
-
-
-def merges_from_scores(scores: dict[str, float]) -> list[tuple[str, str]]:
-    """The merges of a SentencePiece BPE vocabulary: every way to cut a piece into two pieces, best score first."""
-    merges = [
-        (score, left, right)
-        for piece, score in scores.items()
-        for cut in range(1, len(piece))
-        if (left := piece[:cut]) in scores and (right := piece[cut:]) in scores
-    ]
-    merges.sort(key=lambda merge: (-merge[0], -len(merge[1])))
-    return [(left, right) for _, left, right in merges]

@@ -98,7 +98,7 @@ def load_params(folder: epath.PathLike, config: LlamaConfig, *, dtype=None, shar
     """
     folder = epath.Path(folder)
     with contextlib.ExitStack() as opened:
-        tensors = open_tensors(folder, _weight_map(folder), opened)
+        tensors = open_tensors(folder, weight_map(folder), opened)
         return assemble_params(config, tensors, where=str(folder), dtype=dtype, shardings=shardings)
 
 
@@ -216,7 +216,7 @@ def _once_per_slice(read: Callable[[Index], np.ndarray], shape: tuple[int, ...])
     return cached
 
 
-def _weight_map(folder: epath.Path) -> dict[str, list[str] | None]:
+def weight_map(folder: epath.Path) -> dict[str, list[str] | None]:
     """Shard file names and which tensors to take from each (None: all)."""
     if (folder / WEIGHTS).exists():
         return {WEIGHTS: None}

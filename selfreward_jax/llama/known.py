@@ -40,7 +40,7 @@ SHAPES: dict[str, LlamaConfig] = {
 
 
 def shape_of(path: str) -> LlamaConfig:
-    """A model's shape: from its files, or for one that isn't here from its name.
+    """A model's shape: from its files, or for one that isn't here from its name, or else from the hub.
 
     Raises:
       UserError: it is neither here nor known, or its files are of no use.

@@ -1,15 +1,15 @@
 """A model ready to use: its shape, its weights on the mesh, and its tokenizer with its template.
 
-A path may be a Hugging Face folder, a .gguf file, a model folder of a run (`runs/x/m2`), or `package:NAME`, the GGUF
-file that an installed Python package carries.
+A path may be a Hugging Face folder, a .gguf file, a model folder of a run (`runs/x/m2`), `package:NAME`, the GGUF
+file that an installed Python package carries, or, where there is no such file or folder, a name on the Hugging Face
+hub (`org/name`, `llama/hub.py`). A folder that holds an adapter of PEFT alone is the model that it names as its base,
+with the adapter merged.
 """
 
-import contextlib
 import dataclasses
 import functools
 import importlib.util
 import json
-import tempfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,12 +25,13 @@ from selfreward_jax.core.mesh import RULES, Rules, make_mesh
 from selfreward_jax.core.paths import local_path
 from selfreward_jax.core.store import write_atomic
 from selfreward_jax.core.texts import read_text
-from selfreward_jax.core.tokens import DATE, Chat
-from selfreward_jax.llama import gguf, hf, hf_save, peft
+from selfreward_jax.core.tokens import DATE, Chat, choose_template
+from selfreward_jax.llama import gguf, hf, hf_save, hub, peft
 from selfreward_jax.llama.checksum import params_hash
 from selfreward_jax.llama.config import LlamaConfig, config_to_json
 from selfreward_jax.llama.lora import Adapter, merge
 from selfreward_jax.llama.params import Params, full_shape, is_spec, param_specs, shardings
+from selfreward_jax.llama.tokenizer import TOKENIZER, load_tokenizer, within_vocabulary
 
 MODEL_FILE = "model.json"  # in a run's model folder: which checkpoint is the model
 MERGED = "merged"  # there, of a model that LoRA made: the merged weights, which the training's checkpoints don't hold
@@ -97,7 +98,7 @@ def _package_file(name: str) -> epath.Path:
     folder = epath.Path(spec.submodule_search_locations[0])
     if file:
         return folder / file
-    found = sorted(folder.glob("*.gguf"))
+    found = sorted({gguf.parts(path)[0] for path in folder.glob("*.gguf")})
     if len(found) != 1:
         raise UserError(
             f"model.path: the package {package!r} holds {len(found)} .gguf files; name one: package:{package}/FILE"
@@ -122,22 +123,6 @@ def _recorded_date(location: epath.Path) -> str:
     return _checkpoint(path)[2] if location.is_dir() and path.exists() else ""
 
 
-def _load_tokenizer(folder: epath.Path):
-    from transformers import AutoTokenizer  # takes seconds, so only when it is needed
-
-    try:
-        with contextlib.ExitStack() as opened:
-            local = folder
-            if hf.is_remote(folder):
-                local = epath.Path(opened.enter_context(tempfile.TemporaryDirectory()))
-                for pattern in ("*.json", "*.jinja", "tokenizer.model"):
-                    for file in folder.glob(pattern):
-                        file.copy(local / file.name)
-            return AutoTokenizer.from_pretrained(str(local), local_files_only=True, trust_remote_code=False)
-    except Exception as error:
-        raise UserError(f"{folder}: no usable tokenizer ({str(error).splitlines()[0]}).") from None
-
-
 def _checkpoint(path: epath.Path) -> tuple[str, int, str]:
     """The folder and the step that a model file names, and the date that the model was told."""
     try:
@@ -147,14 +132,22 @@ def _checkpoint(path: epath.Path) -> tuple[str, int, str]:
         raise UserError(f"{path}: names no checkpoint ({error}); restore it.") from None
 
 
-def locate(path: str) -> epath.Path:
+def locate(path: str, need: hub.Need = "weights") -> epath.Path:
     """The file or folder that a model's path means.
+
+    Args:
+      need: what of a model on the hub must be here.
 
     Raises:
       UserError: there is nothing, or nothing usable.
     """
     if not path:
-        raise UserError("model.path: empty; give a Hugging Face folder, a .gguf file, a run's model or package:NAME.")
+        raise UserError(
+            "model.path: empty; give a Hugging Face folder, a .gguf file, a run's model, package:NAME or a name on the"
+            " Hugging Face hub (org/name)."
+        )
+    if name := hub.parse(path):
+        return hub.find(name, need)
     location = _package_file(path.removeprefix("package:")) if path.startswith("package:") else local_path(path)
     if not location.exists():
         raise UserError(f"model.path: {location}: no such file or folder.")
@@ -163,9 +156,20 @@ def locate(path: str) -> epath.Path:
     return location
 
 
+def _base(path: str, need: hub.Need) -> tuple[epath.Path, epath.Path | None]:
+    """Where the weights of a path lie, and the adapter that belongs on them, if the path is one's."""
+    location = locate(path, need)
+    if not peft.is_adapter(location):
+        return location, None
+    base = locate(peft.base_of(location), need)
+    if peft.is_adapter(base):
+        raise UserError(f"{location}: its base, {base}, is an adapter too; merge that into its own base first.")
+    return base, location
+
+
 def read_config(path: str) -> LlamaConfig:
     """A model's shape alone."""
-    location = locate(path)
+    location, _ = _base(path, "config")
     return hf.read_config(location) if location.is_dir() else gguf.read_config(location)
 
 
@@ -173,18 +177,19 @@ def load_chat(path: str, chat_template: str = "", date: str = "") -> tuple[Llama
     """A model's shape and tokenizer, without its weights.
 
     Args:
-      path: see the top of this file.
+      path: see the top of this file; the tokenizer is the adapter's, if one brings its own.
       chat_template: "" for the tokenizer's own, the name of one of several that it brings, "plain", or a Jinja file.
       date: what a template that asks for today's date is told; "" for that of the run that made the model, or `DATE`.
     """
-    location = locate(path)
-    if location.is_dir():
-        config, tokenizer = hf.read_config(location), _load_tokenizer(location)
+    location, adapter = _base(path, "tokenizer")
+    config = hf.read_config(location) if location.is_dir() else gguf.read_config(location)
+    if adapter is not None and (adapter / TOKENIZER).exists():
+        tokenizer = load_tokenizer(adapter)
     else:
-        config, tokenizer = gguf.read_config(location), gguf.load_tokenizer(location)
-    template, date = _template_text(chat_template, tokenizer.chat_template), date or _recorded_date(location) or DATE
-    if len(tokenizer) > config.vocab_size:
-        raise UserError(f"{location}: the tokenizer has {len(tokenizer)} tokens, the weights only {config.vocab_size}.")
+        tokenizer = load_tokenizer(location) if location.is_dir() else gguf.load_tokenizer(location)
+    template = choose_template(tokenizer.chat_template, _template_text(chat_template, tokenizer.chat_template))
+    tokenizer = within_vocabulary(tokenizer, config.vocab_size, template, str(location))
+    date = date or _recorded_date(location) or DATE
     chat = Chat(tokenizer, template=template, eos_ids=config.eos_token_ids, bos_id=config.bos_token_id, date=date)
     check_end_ids(str(location), config, chat)
     return config, chat
@@ -218,7 +223,7 @@ def load_model(
       path: see the top of this file.
       dtype: of the computation.
       param_dtype: of the weights in memory.
-      adapter: a folder in PEFT's format, merged into the weights; "" for none.
+      adapter: a folder in PEFT's format, or its name on the hub, merged into the weights; "" for none.
       chat_template, date: as in `load_chat`.
       chat: what `load_chat` gave for the same path, so that it needn't be read again.
       rules: how the weights lie on the mesh.
@@ -227,8 +232,8 @@ def load_model(
       UserError: nothing usable at `path`, saying what is wrong and how to mend it.
     """
     mesh, source, steps = mesh or make_mesh(), path, ()
-    location = locate(path)
     config, tokens = chat or load_chat(path, chat_template, date)
+    location, own = _base(path, "weights")
     layout = {"dtype": jnp.dtype(param_dtype), "shardings": shardings(config, mesh, rules=rules)}
     if not location.is_dir():
         params = gguf.load_params(location, config, **layout)
@@ -240,11 +245,12 @@ def load_model(
         checkpoints.close()
     else:
         params = hf.load_params(location, config, **layout)
-    if adapter:
-        learnt = peft.load_adapter(adapter, config, mesh, rules)
-        params, path = merge(learnt.settings, params, learnt.params), f"{path} + {adapter}"
-        steps = ({"method": "LoRA", "adapter": epath.Path(adapter).name},)
-    return Model(path, config, params, tokens, mesh, dtype, rules, source=source, steps=steps)
+    for folder in filter(None, (own, adapter)):
+        learnt = peft.load_adapter(folder, config, mesh, rules)
+        params = merge(learnt.settings, params, learnt.params)
+        steps += ({"method": "LoRA", "adapter": epath.Path(folder).name},)
+    name = f"{path} + {adapter}" if adapter else path
+    return Model(name, config, params, tokens, mesh, dtype, rules, source=source, steps=steps)
 
 
 def save_merged(folder: epath.Path, step: int, params: Params) -> dict[str, str]:

@@ -20,7 +20,8 @@ from selfreward_jax.core.rows import read_jsonl, to_line
 from selfreward_jax.core.store import is_local, local_path, write_atomic
 from selfreward_jax.core.tokens import Chat, sha256_json
 from selfreward_jax.llama.config import LlamaConfig
-from selfreward_jax.llama.load import MERGED, MODEL_FILE, Model, load_chat, load_model
+from selfreward_jax.llama.hub import at, commit_of
+from selfreward_jax.llama.load import MERGED, MODEL_FILE, Model, load_chat, load_model, locate
 from selfreward_jax.stages.work import ModelRef, Work
 
 CHOICE = "choice"  # there, of a checkpoint that a judge chose: the answers and verdicts that the choice rests on
@@ -79,6 +80,8 @@ class Run(Work):
             facts = {"hash": model.hash, "path": c.path, **model.chat.hashes}
             facts |= {"adapter": c.adapter} if c.adapter else {}
             facts |= {"date": model.chat.date} if model.chat.date else {}
+            commit = commit_of(locate(self._base_path, "config"))
+            facts |= {"commit": commit} if commit else {}
             write_atomic(self.root / "m0" / MODEL_FILE, json.dumps(facts, indent=2) + "\n")
             self.record(f"m0/{MODEL_FILE}", inputs, **facts)
         return self.ref("m0")
@@ -86,7 +89,7 @@ class Run(Work):
     def _read_base(self) -> Model:
         c = self.config.model
         return load_model(
-            c.path,
+            self._base_path,
             mesh=self.mesh,
             rules=self.rules,
             dtype=c.dtype,
@@ -94,6 +97,13 @@ class Run(Work):
             adapter=c.adapter,
             chat=self._chat,
         )
+
+    @functools.cached_property
+    def _base_path(self) -> str:
+        """Where M0 lies; on the hub, at the commit with which the run began."""
+        path, given = self.root / "m0" / MODEL_FILE, self.config.model.path
+        begun = json.loads(path.read_text()) if path.exists() else {}
+        return at(given, begun.get("commit", "") if begun.get("path") == given else "")
 
     def ref(self, name: str) -> ModelRef:
         """A model that exists already.
@@ -145,7 +155,7 @@ class Run(Work):
     @functools.cached_property
     def _chat(self) -> tuple[LlamaConfig, Chat]:
         c = self.config.model
-        return load_chat(c.path, c.chat_template, c.date)
+        return load_chat(self._base_path, c.chat_template, c.date)
 
     @property
     def chat(self) -> Chat:

@@ -168,7 +168,7 @@ def _settings(
 def check_model(what: str, path: str) -> None:
     """Raises `UserError` if there is no model at a path, before any other has begun to answer."""
     try:
-        location = locate(path)
+        location = locate(path, "config")
         if not (location.is_dir() and (location / MODEL_FILE).exists()):
             read_config(path)
     except UserError as error:

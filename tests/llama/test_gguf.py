@@ -31,12 +31,15 @@ def interleave(weights: np.ndarray, heads: int) -> np.ndarray:
     return weights.reshape(heads, 2, -1, *weights.shape[1:]).swapaxes(1, 2).reshape(weights.shape)
 
 
-def write_gguf(path, hf_config=SMALL, kind=GGMLQuantizationType.F32, architecture="llama", tensors=None, **fields):
+def write_gguf(
+    path, hf_config=SMALL, kind=GGMLQuantizationType.F32, architecture="llama", tensors=None, split=0, **fields
+):
     """A GGUF file of the random model.
 
     Args:
       kind: type of the matrices.
       tensors: further tensors, by name.
+      split: at most so many tensors in one part; 0 for one file.
       fields: metadata to add or (with None) to leave out, dots written as two underscores.
     """
     config, weights = config_from_hf(hf_config), random_weights(hf_config)
@@ -57,7 +60,7 @@ def write_gguf(path, hf_config=SMALL, kind=GGMLQuantizationType.F32, architectur
         "tokenizer.ggml.eos_token_id": 2,
     }
     metadata |= {key.replace("__", "."): value for key, value in fields.items()}
-    writer = GGUFWriter(path, architecture)
+    writer = GGUFWriter(path, architecture, split_max_tensors=split)
     for key, value in metadata.items():
         if isinstance(value, str):
             writer.add_string(key, value)
@@ -153,10 +156,54 @@ def test_slices_and_storage_dtype_follow_the_request(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, again, params)
 
     with gguf._open(path) as file:
-        tensor = next(tensor for tensor in file.reader.tensors if tensor.name == "blk.0.attn_q.weight")
+        tensor = next(tensor for tensor in file.tensors if tensor.name == "blk.0.attn_q.weight")
         whole = gguf._read(tensor, 16, "", (slice(0, 64), slice(0, 64)))
         part = gguf._read(tensor, 16, "", (slice(16, 48), slice(8, 24)))
     np.testing.assert_array_equal(part, whole[16:48, 8:24])
+
+
+@pytest.fixture
+def split(tmp_path):
+    """The same model as one file and in parts, as gguf's own writer (and llama.cpp's gguf-split) makes them."""
+    whole = write_gguf(tmp_path / "whole.gguf")
+    write_gguf(tmp_path / "m.gguf", split=8)
+    return whole, sorted(tmp_path.glob("m-*"))
+
+
+def test_a_split_file_is_read_given_any_of_its_parts(split):
+    whole, parts = split
+    assert [part.name for part in parts] == [f"m-{n:05d}-of-00003.gguf" for n in (1, 2, 3)]
+    config = gguf.read_config(whole)
+    expected = gguf.load_params(whole, config)
+    for part in parts:
+        assert gguf.read_config(part) == config
+        jax.tree.map(np.testing.assert_array_equal, gguf.load_params(part, config), expected)
+
+
+def test_parts_that_are_missing_or_out_of_place_are_named(split):
+    _, parts = split
+    copy = parts[0].with_name("first.gguf")
+    copy.write_bytes(parts[0].read_bytes())
+    refused(r"first\.gguf: holds part 1 of 3 of a split model; give all parts the names", copy)
+    swap = parts[1].read_bytes()
+    parts[1].write_bytes(parts[2].read_bytes())
+    refused(r"m-00001-of-00003\.gguf: holds part 1 of 3", parts[0])
+    parts[1].write_bytes(swap)
+    parts[1].unlink()
+    refused(r"m-00002-of-00003\.gguf: missing, a part of the split model m; download it too", parts[0])
+    parts[2].unlink()
+    refused(r"m-00002-of-00003\.gguf and 1 more: missing", parts[0])
+
+
+def test_a_split_file_with_too_few_tensors_is_refused(tmp_path):
+    fields = {"split__no": 0, "split__count": 1, "split__tensors__count": 99}
+    refused(r"its parts hold 21 tensors, not 99", write_gguf(tmp_path / "m.gguf", **fields))
+
+
+def refused(message, path):
+    with pytest.raises(UserError, match=message) as caught:
+        gguf.read_config(path)
+    assert "\n" not in str(caught.value)
 
 
 def test_all_tokens_that_end_a_turn_are_eos(tmp_path):
@@ -271,6 +318,14 @@ def byte_tokenizer(path, pre, merges=("h e", "l l"), tokens=("he", "ll", "hello"
 
 def pieces(tokenizer, text: str) -> list[str]:
     return tokenizer.convert_ids_to_tokens(tokenizer(text).input_ids)
+
+
+def test_chat_templates_have_the_names_that_the_converter_gives_them(tmp_path):
+    named = {"tokenizer__chat_templates": ["rag"], "tokenizer__chat_template__rag": "{{ messages }}"}
+    default = {"tokenizer__chat_template": "{{ messages[0].content }}"}
+    tokenizer = byte_tokenizer(tmp_path / "two.gguf", "gpt-2", **named, **default)
+    assert tokenizer.chat_template == {"rag": "{{ messages }}", "default": "{{ messages[0].content }}"}
+    assert byte_tokenizer(tmp_path / "one.gguf", "gpt-2", **named).chat_template == {"rag": "{{ messages }}"}
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """Hugging Face folders: what goes out comes in again bit by bit, and a bad folder is named in one line."""
 
+import contextlib
 import dataclasses
+import gc
 import json
 import os
 import subprocess
@@ -88,6 +90,34 @@ def test_storage_dtype_can_be_chosen_on_both_ways(folder, tmp_path):
     assert_bits_equal(load(tmp_path / "half"), rounded)
     assert_bits_equal(load(folder, dtype=jnp.bfloat16), rounded)
     assert_bits_equal(load(tmp_path / "half", dtype=jnp.float32), jax.tree.map(lambda x: x.astype(np.float32), rounded))
+
+
+def test_a_parameter_is_placed_before_the_next_is_read(folder):
+    """So the host never holds more than one, and large models need no second copy of themselves in memory."""
+    config = hf.read_config(folder)
+    gc.collect()
+    kept = jax.live_arrays()  # held on to, so that no array of this test gets the place of one
+    others = set(map(id, kept))
+    read, ahead = 0, []
+
+    def counted(tensor):
+        def cut(index):
+            nonlocal read
+            placed = sum(array.nbytes for array in jax.live_arrays() if id(array) not in others)
+            ahead.append(read - placed)
+            array = tensor.read(index)
+            read += array.nbytes
+            return array
+
+        return dataclasses.replace(tensor, read=cut)
+
+    with contextlib.ExitStack() as opened:
+        tensors = hf.open_tensors(epath.Path(folder), {hf.WEIGHTS: None}, opened)
+        tensors = {name: counted(tensor) for name, tensor in tensors.items()}
+        params = hf.assemble_params(config, tensors, where="")
+    sizes = [array.nbytes for array in jax.tree.leaves(params)]
+    assert kept is not None and read == sum(sizes)
+    assert 0 <= max(ahead) < max(sizes)
 
 
 def test_a_tied_model_has_no_head(tmp_path):

@@ -117,7 +117,24 @@ def test_peft_computes_our_logits_from_our_files(fields, base, config, tmp_path)
         {"target_modules": ["q_proj", "v_proj"], "lora_alpha": 7},
         {"target_modules": "all-linear", "use_rslora": True},
         {"target_modules": r".*\.(o_proj|up_proj)"},
+        {"target_modules": ["q_proj", "down_proj"], "layers_to_transform": [0, 2]},
+        {"target_modules": ["self_attn.v_proj", "up_proj"], "layers_to_transform": 1, "layers_pattern": "layers"},
+        {"target_modules": ["k_proj"], "layers_to_transform": [2], "layers_pattern": ["blocks", "layers"]},
+        {"target_modules": r"model\.layers\.[12]\.self_attn\.[qkv]_proj|model\.layers\.0\.mlp\.down_proj"},
+        {"target_modules": ["model.layers.0.self_attn.q_proj", "layers.1.mlp.gate_proj"]},
+        {"target_modules": ["q_proj", "o_proj"], "exclude_modules": ["layers.1.self_attn.o_proj"]},
+        {"target_modules": "all-linear", "exclude_modules": r".*\.mlp\..*|.*\.2\..*", "lora_alpha": 9},
+        {"target_modules": ["q_proj", "v_proj"], "rank_pattern": {"q_proj": 5, r"layers\.1\..*v_proj": 1}},
+        {"target_modules": ["q_proj", "up_proj"], "alpha_pattern": {r".*\.2\..*": 1, "up_proj": 16}},
+        {
+            "target_modules": ["q_proj", "down_proj"],
+            "rank_pattern": {r"model\.layers\.0\.mlp\.down_proj": 7, "q_proj": 2},
+            "alpha_pattern": {"layers.2.self_attn.q_proj": 5},
+            "layers_to_transform": [0, 2],
+            "use_rslora": True,
+        },
     ],
+    ids=str,
 )
 @pytest.mark.torch("peft")
 def test_we_compute_the_logits_of_peft_from_its_files(fields, base, config, tmp_path):
@@ -125,13 +142,38 @@ def test_we_compute_the_logits_of_peft_from_its_files(fields, base, config, tmp_
     import torch
 
     torch.manual_seed(0)
-    settings = peft.LoraConfig(r=3, init_lora_weights=False, task_type="CAUSAL_LM", **fields)  # both factors random
+    fields = {"r": 3, "task_type": "CAUSAL_LM"} | fields
+    settings = peft.LoraConfig(init_lora_weights=False, **fields)  # both factors random
     theirs = peft.get_peft_model(torch_model(base), settings)
     theirs.save_pretrained(tmp_path / "adapter")
     expected, params = peft_logits(theirs), load(base)[1]
     assert np.abs(expected - our_logits(config, params, TOKENS)).max() > 1e-2
     found = load_adapter(tmp_path / "adapter", config, make_mesh())
     assert_same(our_logits(config, merge(found.settings, params, found.params), TOKENS), expected)
+
+
+def test_layers_and_ranks_that_differ_are_one_adapter_of_the_largest_rank(config, saved, tmp_path):
+    """The same without PEFT: what the file holds, at its own scale, and zeros elsewhere; saved and read again too."""
+    folder, _ = saved
+    path, weights = folder / "adapter_config.json", safetensors.numpy.load_file(folder / "adapter_model.safetensors")
+    kept = {name: x for name, x in weights.items() if "q_proj" in name and "layers.1." not in name}
+    first = {name: (x[:2] if "lora_A" in name else x[:, :2]).copy() for name, x in kept.items() if "layers.0." in name}
+    safetensors.numpy.save_file(kept | first, folder / "adapter_model.safetensors")
+    fields = {"target_modules": ["q_proj"], "layers_to_transform": [0, 2], "rank_pattern": {r"layers\.0\..*": 2}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    found = load_adapter(folder, config, make_mesh())
+    assert (found.settings.rank, found.settings.targets) == (4, ("q",))
+    save_adapter(tmp_path / "again", config, found)
+    again = load_adapter(tmp_path / "again", config, make_mesh())
+    for read in (found, again):
+        pair = read.params["q"]
+        for layer in range(config.num_layers):
+            low, high = (pair[side][layer].reshape(shape) for side, shape in (("a", (-1, 4)), ("b", (4, -1))))
+            product = np.asarray(read.settings.scale * low @ high).T
+            stem = f"base_model.model.model.layers.{layer}.self_attn.q_proj"
+            a, b = ((kept | first).get(f"{stem}.lora_{side}.weight") for side in "AB")
+            expected = np.zeros_like(product) if a is None else 6.0 / len(a) * b @ a
+            np.testing.assert_allclose(product, expected, atol=1e-5)
 
 
 # What PEFT 0.21 writes, where it is not installed.
@@ -169,12 +211,20 @@ def test_the_configuration_that_peft_writes_is_read(config, saved):
         ({"use_dora": True}, "use_dora = True"),
         ({"bias": "all"}, "bias = 'all'"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
-        ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
+        ({"rank_pattern": {"q_proj": 2}}, r"q_proj.lora_A.weight has shape \[4, 64\], but the config says \[2, 64\]"),
+        ({"rank_pattern": {"q_proj": 8}}, r"has shape \[4, \d+\], but the config says \[8, "),
+        ({"rank_pattern": {"q_proj": 0}}, "r 0"),
+        ({"rank_pattern": ["q_proj"]}, "unusable value"),
+        ({"alpha_pattern": {"(": 2}}, "is no pattern"),
+        ({"layers_to_transform": [0]}, r"layers\.[12]\..* not part of the adapter that adapter_config.json describes"),
+        ({"layers_to_transform": [7]}, "names no matrix"),
+        ({"exclude_modules": ["q_proj"]}, r"q_proj\..* not part of the adapter"),
+        ({"layer_replication": [[0, 2]]}, "layer_replication"),
         ({"init_lora_weights": "pissa"}, "'pissa' changes the base model too"),
         ({"target_modules": ["q_proj", "embed_tokens"]}, "embed_tokens is not supported; q_proj, "),
         ({"target_modules": []}, "names no matrix"),
         ({"target_modules": "(.*"}, "is no pattern"),
-        ({"target_modules": ["q_proj"]}, "not part of the model"),
+        ({"target_modules": ["q_proj"]}, "not part of the adapter"),
         ({"r": 8}, r"has shape \[4, 112\], but the config says \[8, 112\]"),
         ({"r": 0}, "r 0"),
         ({"r": "four"}, "unusable value"),
@@ -195,7 +245,7 @@ def test_an_adapter_of_another_model_is_refused(saved, tmp_path):
     deeper = hf.read_config(write_model(tmp_path / "deeper", VARIANTS["gqa"] | {"num_hidden_layers": 4}))
     assert_refused(r"layers\.3.* missing", folder, deeper)
     flatter = hf.read_config(write_model(tmp_path / "flatter", VARIANTS["gqa"] | {"num_hidden_layers": 1}))
-    assert_refused(r"layers\.[12].* not part of the model", folder, flatter)
+    assert_refused(r"layers\.[12].* not part of the adapter", folder, flatter)
 
 
 def test_missing_and_damaged_files_are_named(config, saved):
