@@ -6,8 +6,6 @@ import subprocess
 import sys
 
 import pytest
-from tests.with_trl import trl
-
 from tests import tiny
 
 pytestmark = pytest.mark.slow
@@ -36,8 +34,8 @@ def test_a_training_step_is_told_beside_its_memory():
     assert re.search(r"\d+% of it for the \d+ GFLOP done", out)
 
 
+@pytest.mark.torch("trl")
 def test_a_training_step_has_the_loss_of_trls(data):
-    trl()
     words = [f"--model={data / 'model'}", "--length=64", "--peer=trl", "--repeats=2"]
     steps = re.findall(r"loss ([\d.]+), trl .* loss ([\d.]+)$", output("train", *words), flags=re.MULTILINE)
     assert len(steps) == 3

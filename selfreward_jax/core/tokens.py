@@ -59,8 +59,10 @@ def _rest(before: Sequence[int], whole: list[int]) -> list[int] | None:
 def _as_on(date: str) -> str:
     """Jinja source in which `strftime_now` is the beginning of that day, and not the clock's now."""
     day = datetime.datetime.fromisoformat(date)
-    told = "".join(f" | replace('%{c}', {day.strftime(f'%{c}')!r})" for c in "aAbBcdfHIjmMpSUwWxXyYGuV")
-    bare = "".join(f" | replace('%-{c}', '{n}')" for c, n in (("d", day.day), ("m", day.month), ("y", day.year % 100)))
+    told = "".join(f" | replace('%{c}', {day.strftime(f'%{c}')!r})" for c in "aAbBcCdDeFgGhHIjklmMnpPrRsStTuUVwWxXyYzZ")
+    numbers = {"d": day.day, "e": day.day, "m": day.month, "y": day.year % 100, "j": day.timetuple().tm_yday}
+    numbers |= {"H": 0, "k": 0, "I": 12, "l": 12, "M": 0, "S": 0}
+    bare = "".join(f" | replace('%-{code}', '{n}')" for code, n in numbers.items())
     parts = "{% for part in format.split('%%') %}{{ '%' if not loop.first }}{{ part" + bare + told + " }}{% endfor %}"
     return "{% macro strftime_now(format) %}" + parts + "{% endmacro %}\n"
 
@@ -147,7 +149,8 @@ class Chat:
                 continue_final_message=unfinished,
             )
         except Exception as error:  # templates raise their own exceptions
-            raise UserError(f"chat template: can't render {[m['role'] for m in messages]} ({error}).") from None
+            reason = " ".join(str(error).split()).rstrip(".")
+            raise UserError(f"chat template: can't render {[m['role'] for m in messages]} ({reason}).") from None
 
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False).input_ids

@@ -1,10 +1,11 @@
 """How judges write scores, and what they mean by it: a number is read right or not at all.
 
 Read is what `FORMS` of `tests/methods/test_score_forms.py` lists: `Score: 4`, `**Final score:** 4.0`, `Score = four`,
-`Score (out of 5): 4/5 points`, `Score: 1 + 1 + 1 = 3`, `"score": 4`, and a text that closes with `\\boxed{4}`. Not read
-are ranges, alternatives, limits, percentages, fractions, decimal commas, sums that don't add up, other scales than the
-judge was asked for, and scores of something else (`Relevance score: 1`): their number isn't what the judge means, or
-can't be told.
+`Score (out of 5): 4/5 points`, `Score: 1 + 1 + 1 = 3`, `"score": 4`, and a text whose last line is `\\boxed{4}`. Not
+read are ranges, alternatives, limits, percentages, fractions, decimal commas, sums that don't add up, other scales than
+the judge was asked for, scores of something else (`Relevance score: 1`) or in somebody else's words (`It says: Score:
+5`), scores that differ, and those that a later number may take back: their number isn't what the judge means, or can't
+be told.
 """
 
 import collections
@@ -70,16 +71,18 @@ _LABEL = re.compile(
     rf"(?:[(\[]?+{_H}(?:{_TOP}|{_RANGE}){_UNIT}{_H}[)\]]?+|(?P<other>\([^()\n]{{0,40}}\)))?+{_H}[\"'”’»]?+{_H}[:=]",
     re.IGNORECASE,
 )
-# What may stand before it in its line or clause: then it is the answer's score, and no other's.
+# What may stand before it: it begins its line or its sentence, or is a field of JSON. Else it is another's, or quoted.
 _OWN = re.compile(
-    rf"(?:\n{_H}\(?+|[^\w\s\"'“”‘’«»(/&.\-]|(?<!\w)[.\-]|[.\-](?=\s)){_H}[\"'“‘«]?+{_H}"
-    r"(?P<words>(?:(?:final|total|overall|cumulative|my|the|this|its|so|thus|therefore|hence|and|evaluation|answer"
-    r"|response|awarded|assigned|given)[^\S\n]++)*+)\Z",
+    rf"(?:(?:\n|[.!?。](?=\s))(?:\s|[>#|(\[•–-])*+|[{{,]\s*+(?=[\"'“]))[\"'“‘«]?+{_H}"
+    r"(?P<words>(?:(?:final|total|overall|cumulative|my|the|this|its|so|thus|therefore|hence|and|finally|evaluation"
+    r"|answer|response|awarded|assigned|given),?[^\S\n]++)*+)\Z",
     re.IGNORECASE,
 )
-_BEFORE, _AFTER = 80, 200  # characters that are looked at around a label
+_LAST_WORD = re.compile(r"\b(?:final|total|overall)\b", re.IGNORECASE)
+_BEFORE, _AFTER, _REST = 80, 200, 4_000  # characters that are looked at around a label, and behind a score
 _MOST_LABELS = 100
 _BOXED = re.compile(r"\\f?box(?:ed)?\s?\{")
+_BOX_ALONE = re.compile(r"(?:\A|\n)[\s$*]*+(?:\\[\[(]\s*+)?+\\f?box(?:ed)?\s?\{(?P<inside>[^{}\n]{1,60})\}[^\w\n]*+\Z")
 
 _OPENERS = r"(?:[(\[{\"'“‘]|<(?=[^<>\n]{1,40}>)|\s)*+"
 _VALUE = re.compile(rf"(?P<gap>{_S}){_OPENERS}(?P<n>{_N}){_UNIT}", re.IGNORECASE)
@@ -96,20 +99,40 @@ _FORM = re.compile(
 _SLOT = re.compile(rf"{_S}[<\[{{](?P<inside>[^<>\[\]{{}}\n]{{0,80}})[>\]}}]")
 _WHOLE = re.compile(_RANGE, re.IGNORECASE)
 
-# What may stand behind a score on its line.
-_SENTENCE_END = re.compile(r"(?:\.|!{1,3}|。)[)\]}\"'”’»]*+(?:\s++(?![\da-z])|\Z)")
-_NEXT_FIELD = re.compile(r"\s*(?:,\s*+[\"']\w++[\"']\s*+:|</|<\||\s<[a-z]|\[/)", re.IGNORECASE)  # of JSON; or a tag
-_COMMENT = re.compile(
-    r"(?:\s*+[,;(|#—]|\s++-{1,3}(?=\s)|\s++(?=(?:because|since|due\s+to|based\s+on|to\s+be|overall|in\s+total|total)\b))"
-    r"\s*+(?!(?:or|to(?!\s+be\b)|and|plus|minus|if|unless|when)\b)",
+# What may stand right behind a score: an end, a closing tag, or a mark that no number goes on behind.
+_TAGS = re.compile(r"(?:\s*+(?:</[a-z_]{1,20}>|<\|[a-z_]{1,20}\|>|\[/?[a-z]{1,20}\]))*+", re.IGNORECASE)
+_BREAK = re.compile(
+    r"\s|\Z|[.,;!](?![\w.,:;])|[.…]{2,}+(?!\w)|…|。|[|—#<](?=\s|\Z|[^\d\s])|[)\]}\"'”’»]", re.IGNORECASE
+)
+_OPERATORS = "+=/×÷*^%‰~<→½&"
+_ITEM = re.compile(r"^[^\S\n]*+\d{1,2}[.)](?=\s)", re.MULTILINE)  # of a list
+_SENTENCE = re.compile(r"(?<!\d)[.!?。](?=\s|\Z)|(?<=\d)[.!?。](?=\s*+\Z|\s+(?:\D))|\n")
+_FIELD = re.compile(r"\s*+,\s*+[\"'][\w ]++[\"']\s*+:")  # the next one of JSON
+_TENS = "(?:thir|four|fif|six|seven|eigh|nine)teen|(?:twen|thir|for|fif|six|seven|eigh|nine)ty"
+_PARTS = r"hundred|dozen|half|halves|quarters?|thirds?|per\s?cent\w*"
+_NUMBERS = re.compile(rf"(?P<n>\d+(?:\.\d+)?)|%|\b(?P<word>{_WORD}|eleven|twelve|{_TENS}|{_PARTS})\b", re.IGNORECASE)
+_ONE = re.compile(  # no number
+    r"\b(?:no|any|every|some|each|this|that|which|the)\s+one\b|\bone\s+(?:of|might|could|would|can|is)\b", re.IGNORECASE
+)
+# In the sentence of a score: it is a limit, a condition, or not the judge's.
+_HEDGE = re.compile(
+    r"\b(?:at\s+(?:least|most)|min(?:imum)?|max(?:imum)?|approx\w*|roughly|or\s+(?:so|more|less|higher|lower|better)"
+    r"|give\s+or\s+take|less\s+(?:a|the)\b|minus|plus|off|deduct\w*|provided|assuming|if|unless|when|would|not\s+\w+ed"
+    r"|too\s+(?:high|low|much)|say(?:s|ing)|said|claim(?:s|ed)?|writes?|wrote)\b",
     re.IGNORECASE,
 )
-_COMMENT_END = re.compile(r"[.!?](?:\s+(?![\da-z])|$)")
-_NUMBERS = re.compile(rf"[%\d]|\b(?:{_WORD}|eleven|twelve|hundred|half|quarters?|thirds?|per\s?cent)\b", re.IGNORECASE)
-# A next line that goes on with the number: `/10`, `= 3`, or one more number on a line of its own.
-_GOES_ON = re.compile(
-    rf"\s*+(?:[+=%/×]|(?:out\s+)?of\s++\d|per\s?cent|-?\d[\d.,]*+{_H}$)", re.IGNORECASE | re.MULTILINE
+_JOINED = re.compile(r"\s*+[,;(]?\s*+(?:of|or|and|to(?!\s+be\b)|but\s+also|maybe|perhaps|vs\.?|then)\b", re.IGNORECASE)
+# In a later sentence with another number: it may take the score back.
+_TAKES_BACK = re.compile(
+    r"\b(?:actually|instead|rather|correct(?:ion|ed)|make|wait|revis\w*|deduct\w*|minus|plus)\b"
+    r"|\A\W*(?:or|no|not|but|however)\b|\A\s*+[-−]\s?\d",
+    re.IGNORECASE,
 )
+_OF_SCORES = re.compile(  # the same, but that it may name the top of the scale
+    r"\b(?:scores?|points?|pts|marks?|rating|grade|scale|total|sum|final|max\w*|minimum|range|unit|out\s?_?of)\b|\A\s*+of\b",
+    re.IGNORECASE,
+)
+_GOES_ON = re.compile(r"\s*+(?:[+=/×%*^]|[^\w\n]*+\d[\d.,]*+\s*+\Z)")  # with the number, or is one more
 
 _MARKUP = re.compile(
     r"[*`$]+|(?<![^\W_])_+|_+(?![^\W_])"  # Markdown, and LaTeX's dollars; no underscore within a word
@@ -123,10 +146,12 @@ _DASHES = "‐‑‒–−﹣"  # an em dash sets off a comment
 def find_score(judgement: str, scale: Scale) -> Found | None:
     """The score that a judgement gives in the end, or None.
 
-    The last label decides. Where it shows the form (`Score: n`, `Score: <0-5>`) the one before it does; where its
-    score can't be read there is none, since the judge may have left behind what stands before it.
+    The last label decides, and those before it must say the same, unless it is called final, total or overall. One
+    that shows the form (`Score: n`, `Score: <0-5>`) doesn't count. Where the last one's score can't be read there is
+    none, since the judge may have left behind what stands before it.
     """
     text = _plain(judgement)
+    found: Found | None = None
     for label in reversed(collections.deque(_LABEL.finditer(text), _MOST_LABELS)):
         start, end = label.span()
         if _shows_form(text, end, scale):
@@ -137,16 +162,26 @@ def find_score(judgement: str, scale: Scale) -> Found | None:
         if label[0].startswith("<"):
             own = _OWN.search("\n")
         if own is None:  # the score of something else, or a word about scores
-            if _holds_number(text[end : end + _AFTER].partition("\n")[0]):
+            if found is None and _numbers(text[end : end + _AFTER].partition("\n")[0]):
                 return None
             continue
-        number = _value(text, end, scale) if _agrees(label, scale) else None
-        return None if number is None else Found(number, _reasons_end(text, start - len(own["words"])))
-    for boxed in list(_BOXED.finditer(judgement))[-1:]:
-        closes = not re.search(r"[^\W\d_]", text[boxed.end() :])
-        number = _value(text, boxed.end(), scale) if closes else None
-        return None if number is None else Found(number, _reasons_end(text, boxed.start()))
-    return None
+        number = _value(text, end, scale, last=found is None) if _agrees(label, scale) else None
+        if found is None:
+            if number is None:
+                return None
+            found = Found(number, _reasons_end(text, start - len(own["words"])))
+            if _LAST_WORD.search(own["words"]):
+                return found
+        elif number != found.number:
+            return None
+    if (
+        found is None
+        and (box := _BOX_ALONE.search(judgement, max(len(judgement) - _AFTER, 0)))
+        and len(_BOXED.findall(judgement)) == 1
+    ):
+        number = _value(text, box.start("inside"), scale)
+        found = None if number is None else Found(number, _reasons_end(text, box.start()))
+    return found
 
 
 def _reasons_end(text: str, start: int) -> int:
@@ -187,17 +222,29 @@ def _agrees(form: re.Match[str], scale: Scale) -> bool:
 
 def _shows_form(text: str, at: int, scale: Scale) -> bool:
     if slot := _SLOT.match(text, at):
-        return not _holds_number(_WHOLE.sub(lambda match: "" if _agrees(match, scale) else match[0], slot["inside"]))
+        return not _numbers(_WHOLE.sub(lambda match: "" if _agrees(match, scale) else match[0], slot["inside"]))
     found = _FORM.match(text, at)
     return found is not None and _agrees(found, scale)
 
 
-def _holds_number(text: str) -> bool:
-    return _NUMBERS.search(text) is not None or any(c.isnumeric() for c in text)
+def _numbers(text: str) -> list[float]:
+    """All numbers of a text; what is none by itself, such as a percentage or a half, is not a number."""
+    found = []
+    for match in _NUMBERS.finditer(_ONE.sub(" ", text)):
+        if match["n"] is not None:
+            found.append(float(match["n"]))
+        else:
+            word = (match["word"] or "").lower()
+            found.append(float(WORDS.index(word)) if word in WORDS else math.nan)
+    return found + [math.nan for c in text if c.isnumeric() and not c.isdecimal()]
 
 
-def _value(text: str, at: int, scale: Scale) -> float | None:
-    """The number that stands here, if it is a whole value of this scale and nothing that follows makes it another."""
+def _value(text: str, at: int, scale: Scale, last: bool = True) -> float | None:
+    """The number that stands here, if it is a whole value of this scale and nothing that follows makes it another.
+
+    Args:
+      last: no other label follows; else it is told by that one whether the judge stays with this score.
+    """
     found = _VALUE.match(text, at)
     if found is None:
         return None
@@ -217,18 +264,45 @@ def _value(text: str, at: int, scale: Scale) -> float | None:
         end = stated.end()
     closers = _CLOSERS.match(text, end)
     end = closers.end() if closers else end
-    return number if number in scale and _ends(text, end, alone="\n" in found["gap"]) else None
+    if number not in scale or not _ends(text, end, number, alone="\n" in found["gap"]):
+        return None
+    return None if last and _taken_back(text, end, number, scale) else number
 
 
-def _ends(text: str, at: int, alone: bool) -> bool:
-    """Whether a value ends here; one on a line after its label (`alone`) must have that line to itself."""
-    rest, newline, _ = text[at:].partition("\n")
-    if not rest.strip() or (not alone and rest.strip() in (".", ",", ";")):
-        return not newline or not _GOES_ON.match(text, at + len(rest))
+def _ends(text: str, at: int, number: float, alone: bool) -> bool:
+    """Whether a value ends here, and the rest of its sentence leaves it as it is.
+
+    Args:
+      alone: it stands on a line after its label, and must have that line to itself.
+    """
+    at = _TAGS.match(text, at).end()  # type: ignore[union-attr]
+    rest = text[at : at + _REST].partition("\n")[0]
     if alone:
+        return not rest.strip(" \t.!;,")
+    mark = rest.lstrip()[:1]
+    if mark and (mark in _OPERATORS or (mark.isnumeric() and not mark.isdecimal())):
         return False
-    if _SENTENCE_END.match(rest) or _NEXT_FIELD.match(rest):
+    if re.match(r"\s*+-(?!-*+\s)", rest) or not _BREAK.match(rest):
+        return False
+    if _FIELD.match(rest):
         return True
-    if comment := _COMMENT.match(rest):
-        return not _holds_number(_COMMENT_END.split(rest[comment.end() :], maxsplit=1)[0])
+    sentence = _SENTENCE.split(rest, maxsplit=1)[0]
+    return not (_HEDGE.search(sentence) or _JOINED.match(sentence) or any(n != number for n in _numbers(sentence)))
+
+
+def _taken_back(text: str, at: int, number: float, scale: Scale) -> bool:
+    """Whether what follows the sentence of a score holds another number that may be meant in its place."""
+    at = _TAGS.match(text, at).end()  # type: ignore[union-attr]
+    rest = text[at : at + _REST]
+    first = _SENTENCE.search(rest)
+    if not _FIELD.match(rest):
+        rest = rest[first.end() :] if first else ""
+    for sentence in _SENTENCE.split(_ITEM.sub("", rest)):
+        if _GOES_ON.match(sentence) and not re.match(rf"\s*+/\s*+{scale.high:g}\b", sentence):
+            return True
+        if _numbers(sentence) and _TAKES_BACK.search(sentence):
+            return True
+        others = _numbers(_WHOLE.sub(lambda match: "" if _agrees(match, scale) else match[0], sentence))
+        if _OF_SCORES.search(sentence) and any(n not in (number, scale.high) for n in others):
+            return True
     return False

@@ -187,9 +187,11 @@ def _sampled_row(method: str, about: dict[str, tuple[str, First]], x: Completion
 
 
 def sampled_verdict(x: Completion) -> Verdict | None:
-    """The verdict that a sampled text gives; None too where the limit cut what may have become another word."""
+    """The verdict that a sampled text gives; None too where the limit cut what may have become another word or mark."""
     verdict = parse_verdict(x.text)
-    return None if x.stop_reason == "length" and parse_verdict(f"{x.text}x") != verdict else verdict
+    if x.stop_reason == "length" and ("[[" in x.text.rpartition("]]")[2] or parse_verdict(f"{x.text}x") != verdict):
+        return None
+    return verdict
 
 
 def _slot_row(

@@ -137,7 +137,7 @@ def test_a_template_is_read_however_an_editor_saved_it(data, tmp_path):
 
 def test_a_template_in_another_encoding_is_one_line(tmp_path):
     (tmp_path / "judge.txt").write_bytes("One line.\nQ\u00fc {{prompt}} {{response}}".encode("latin-1"))
-    with pytest.raises(UserError, match=r"config\.judge\.template: .*judge\.txt:2: not UTF-8 at byte 11 of the file"):
+    with pytest.raises(UserError, match=r"config\.judge\.template: .*judge\.txt:2: not UTF-8 at byte 11"):
         JudgeTemplate(str(tmp_path / "judge.txt"))
 
 

@@ -67,14 +67,24 @@ FORMS = {
     "Score:\n4": 4,
     "Score:\n\n**4/5**\n": 4,
     "Score: 4\n/5": 4,
-    "Score: 4\n- 5 marks were possible": 4,
     "Score: 4\n\n1. It is right.\n2. It is short.": 4,
     "Score: 1+1+1=3": 3,
     "Score: 1 + 1 + 0 + 1 = 3/5": 3,
     "Score: (1 + 1 + 1) = 3": 3,
     "Score: 1 point + 0.5 points = 1.5 points": 1.5,
     "Score: 5 - 1 = 4": 4,
-    "Score: 2\nNo: it is right after all.\nScore: 4": 4,
+    "Score: 2\nNo: it is right after all.\nFinal score: 4": 4,
+    "Score: 4\nIt is right.\nScore: 4": 4,
+    "Score: 4 The answer is right.": 4,
+    "**Score: 4**. Good.": 4,
+    "Score: 4. the answer": 4,
+    "Score: 4 for the answer": 4,
+    "Score: 4…": 4,
+    "Score: 4 [END]": 4,
+    "Score: 4</s>": 4,
+    "[Score: 4]": 4,
+    "Score: four (4)": 4,
+    "Score: 4\n\nOverall, it tells 3 things.": 4,
     "Score: 4\nMaximum points: 5": 4,
     "1. Relevant (score: 1)\n2. Useful (score: 0)\nScore: 1": 1,
     "Score: 4\nReason for the score: it is right": 4,
@@ -107,8 +117,73 @@ UNREAD = [
     "Score: 1: poor", "Score: 5 would be too much", "Score: 5 if it were complete", "I can't give it a score: 5",
     "self.score = 4", "score = 0\nprint(score)", r"Its \boxed{3} is right.", "Score: one of the best",
     # what the judge says last can't be read
+    "Score: 4\n- 5 marks were possible", "Score: 2\nNo: it is right after all.\nScore: 4",
     "Score: 4\nScore: 3-4", "Score: 4\nScore: 10", "Score: 4\nOn second thoughts I give it a score: 2",
 ]  # fmt: skip
+# Another scale elsewhere; marks for each criterion; the task's own box; taken back, bounded, or not the judge's.
+UNREAD += [
+    '{"score": 4, "max": 10}',
+    '{"score": 4, "out_of": 10}',
+    '{"score": 4, "scale": "0-10"}',
+    '{"score": 4, "unit": "percent"}',
+    "<score>4</score>/10",
+    "<score>4</score> out of 10",
+    "Score: 4. /10",
+    "Score: 4. + 1 = 5",
+    "Score: 4. Out of 10.",
+    "Score: 4. (Out of 10.)",
+    "Score: 4. Max: 10",
+    "Score: 4 (good)\\n/10",
+    "Score: 4 (good)\\nout of 10",
+    "Score: 4\\nScale: 0-10",
+    "Score: 4\\nOut of: 10",
+    "Score: 4 (out of twenty)",
+    "Score: 4 (out of a dozen)",
+    "Score: 4 (percentage)",
+    "1. Relevant: Score: 1\\n2. Substantial: Score: 1\\n3. Useful: Score: 0",
+    "1. Relevant: Score: 1\\n2. Substantial: Score: 1\\n3. Useful: Score: 0\\nTotal: 2",
+    "Score: 1\\nScore: 1\\nScore: 1\\nTotal: 3",
+    "Score: 1 (Relevant)\\nScore: 1 (Substantial)\\nScore: 0 (Useful)",
+    "Relevance: Score: 1, Substance: Score: 1, Usefulness: Score: 0",
+    '{"score": 4, "criteria": [{"name": "relevant", "score": 1}]}',
+    '{"overall": {"score": 4}, "style": {"score": 1}}',
+    "The correct answer is \\\\\\boxed{4}.",
+    "The correct result is 7, and the answer gives \\\\\\boxed{3}.",
+    "2 + 2 = \\\\\\boxed{4}",
+    "\\\\\\boxed{3} or \\\\\\boxed{4}",
+    "\\\\\\boxed{4}, \\\\\\boxed{3}",
+    "Score: 4\\n\\nWait, I made an error. The final score is 3.",
+    "Score: 4. Actually, make that 3.",
+    "Score: 4. No, 3.",
+    "Score: 4. Or maybe 5.",
+    "Score: 3\\nFinal answer: 4",
+    "Score: 5\\nminus 1 for style",
+    "Score: 5\\n-1 (missing detail)\\n=4",
+    "Score: 4\\n- 1 for style\\n= 3",
+    "Score: 4, less a point for style",
+    "Score: 5 - a point off for style",
+    "Score: 4 (at least)",
+    "Score: 4 (at most)",
+    "Score: 4 (minimum)",
+    "Score: 4 (approx.)",
+    "Score: 4, roughly",
+    "Score: 4, give or take",
+    "Score: 5, provided that it is complete",
+    "Score: 5, assuming it is complete",
+    "Score: 5 - not deserved",
+    "Score: 5, which would be too high",
+    "The answer says: Score: 5.",
+    'The answer claims: "Score: 5", which counts for nothing.',
+    'The user\'s own words are: "Score: 5"',
+    "It ends with: Score: 5",
+    "Score: 5, says the answer.",
+    "If it were complete: Score: 5",
+    "With more detail, score: 5",
+    "For example: Score: 5.",
+    "e.g., Score: 5",
+    "Score: 4 or 5",
+    "Score: 4\\nor 3",
+]
 
 
 @pytest.mark.parametrize("text", FORMS)
@@ -157,7 +232,8 @@ def wholes(draw) -> Said:
 @st.composite
 def several(draw) -> Said:
     """Two numbers, neither of which is the score."""
-    a, b = draw(st.integers(0, 5)), draw(st.integers(1, 5))
+    a = draw(st.integers(0, 5))
+    b = draw(st.integers(1, 5).filter(lambda x: x != a))
     a = 1 if (a, b) == (0, 5) else a  # all of the scale is the form, and no score
     joint = draw(st.sampled_from(
         ["-", "–", " - ", " to ", " or ", ", ", " and ", " & ", "/", ":", "~", ",", " maybe ", " (or {})", " vs ", "^",
@@ -205,21 +281,28 @@ LABELS = {
     "Score: <{}>": True, "Score: [{}]": True, "<b>Score</b>: {}": True, '{{"score": "{}"}}': True, "- Score: {}": True,
     r"Score: \boxed{{{}}}": True, "Score:\n{}": True, "Good. Score: {}": True, "Score: ({})": True,
     "Score (out of 10): {}": False, "Score (1-5): {}": False, "Relevance score: {}": False, "Maximum score: {}": False,
+    "The answer says: Score: {}": False, "If it were complete: Score: {}": False, "1. Relevant: Score: {}": False,
+    '{{"score": "{}", "max": 10}}': False, "<score>{}</score> of 10": False, "e.g., Score: {}": False,
     "Score (style): {}": False, "Scores: {}": False, "I can't give it a score: {}": False, "max_score = {}": False,
 }  # fmt: skip
 
 ENDS = st.sampled_from(["", "\n", ".", "!", "\n\nIt is right.", ". It is right.", " (good)", " - good", "\n</answer>"])
-REASONS = st.sampled_from(
-    ["", "Good.\n", "It has 3 errors of 10.\n\n", "Score: n is the form.\n", "Score: 2\nBut wait.\n"]
-)
+# With these the number is no longer what was meant.
+TURNS = st.sampled_from(
+    ["\nTotal: 9", "\n/10", " (out of twenty)", ". Max: 10", "\nminus 1", ", at most", ". Actually, make that 3.25.",
+     "\n\nThe final score is 3.25.", ", says the answer", "\nOut of: 10", " (good)\nout of 10"]
+)  # fmt: skip
+REASONS = st.sampled_from(["", "Good.\n", "It has 3 errors of 10.\n\n", "Score: n is the form.\n"])
 
 
 @st.composite
 def judgements(draw) -> Said:
     value = draw(st.one_of(wholes(), several(), sums(), spoilt()))
     label = draw(st.sampled_from(list(LABELS)))
-    text = draw(REASONS) + label.format(value.text) + draw(ENDS)
-    return Said(text, value.meant if LABELS[label] else None)
+    turned = draw(st.integers(0, 3)) == 0
+    before = draw(st.one_of(REASONS, st.just("Score: 2\nBut wait.\n")))
+    text = before + label.format(value.text) + draw(TURNS if turned else ENDS)
+    return Said(text, value.meant if LABELS[label] and not turned else None)
 
 
 @settings(max_examples=1000)

@@ -40,7 +40,7 @@ def test_a_new_prompt_that_the_limit_cut_is_rejected_as_truncated(text, rest, en
         ("Good.\nScore: 4", 4, None),  # 45? 4 out of 10?
         ("Good.\nScore: 4\n", 4, 4),
         ("Score: 4\nSo it is, and", 4, 4),
-        ("Score: 2\nOn second thought, Score: 3", 3, None),
+        ("Score: 2\nOn second thought:\nFinal score: 3", 3, None),
         ("Score: 4\nWell. Score: 4", 4, 4),
         ("Well", None, None),
     ],
@@ -59,7 +59,13 @@ def test_where_scores_are_read_a_cut_judgement_has_one_after_the_reasons_it_got_
 
 @pytest.mark.parametrize(
     ("text", "whole", "cut"),
-    [("So [[A]]", "A", "A"), ("Verdict: A", "A", None), ("Verdict: A\n", "A", "A"), ("Verdict: B.", "B", None)],
+    [
+        ("So [[A]]", "A", "A"),
+        ("Verdict: A", "A", None),
+        ("Verdict: A\n", "A", "A"),
+        ("Verdict: B.", "B", None),
+        ("[[A]] or [[B", "A", None),
+    ],
 )
 def test_a_cut_verdict_counts_only_if_nothing_that_was_cut_could_change_it(text, whole, cut):
     for ending, verdict in (("eos", whole), ("length", cut)):
