@@ -20,6 +20,7 @@ from selfreward_jax.llama import hf, hub
 from selfreward_jax.llama.load import load_chat, load_model, read_config
 from selfreward_jax.llama.lora import Adapter, LoraSettings, merge
 from selfreward_jax.llama.peft import load_adapter, save_adapter
+from selfreward_jax.report.card import base_of
 from selfreward_jax.stages.run import Run
 from tests import tiny
 from tests.llama.hub_server import Hub, commit
@@ -289,6 +290,41 @@ def test_a_run_records_the_commit_and_stays_with_it(online, data, tmp_path):
         assert desk.ref("org/tiny").hash != begun.hash
     finally:
         online.moved.clear()
+
+
+@pytest.fixture
+def licensed(online, tmp_path):
+    """Cards at the hub, as models have them."""
+    folder = shutil.copytree(online.repos["org/tiny", "main"], tmp_path / "licensed")
+    (folder / "README.md").write_text("---\nlicense: llama3.1\nbase_model: org/older\n---\n")
+    other = shutil.copytree(online.repos["org/m-GGUF", "main"], tmp_path / "quantised")
+    (other / "README.md").write_text("---\nlicense: mit\n---\n")
+    online.repos |= {("org/licensed", "main"): folder, ("org/q-GGUF", "main"): other}
+    yield online
+    del online.repos["org/licensed", "main"], online.repos["org/q-GGUF", "main"]
+
+
+def test_a_card_tells_base_and_license_and_downloads_the_bases_card_alone(licensed, data, tmp_path, without_network):
+    Run(str(tmp_path / "run"), tiny.make_config(data, {"model.path": "org/licensed"})).base()
+    (tmp_path / "run" / "m1").mkdir()
+    (tmp_path / "run" / "m1" / "model.json").write_text('{"hash": "h", "checkpoint": 1}')
+    expected = {"license": "llama3.1", "base_model": "org/licensed"}
+    point_at = tmp_path / "cache"
+    shutil.rmtree(point_at)  # as on another machine
+    hub._repository.cache_clear()
+    licensed.sent.clear()
+    assert base_of(str(tmp_path / "run" / "m1")).facts == expected
+    assert licensed.sent == ["org/licensed/README.md"]
+    read_config("org/licensed")
+    refs = {path: path.read_text() for path in point_at.glob("*/refs/*")}
+    assert base_of("org/licensed").facts == base_of("org/licensed@main").facts == expected
+    assert {path: path.read_text() for path in point_at.glob("*/refs/*")} == refs
+    read_config("org/q-GGUF/m-00001-of-00003.gguf")
+    assert base_of("org/q-GGUF/m-00001-of-00003.gguf").facts == {"license": "mit", "base_model": "org/q-GGUF"}
+    without_network()
+    assert base_of(str(tmp_path / "run" / "m1")).facts == expected
+    shutil.rmtree(point_at)
+    assert base_of(str(tmp_path / "run" / "m1")).facts == {"base_model": "org/licensed"}
 
 
 @pytest.mark.slow
