@@ -126,7 +126,9 @@ def model_card(
         version=__version__,
         commit=_commit(made),
         rows=_table(rows),
-        judged_by=summary.judged_by(made.config) if made and any("judge/score_mean" in row for row in rows) else "",
+        judged_by=summary.judged_by(dict(leaves(made.config)))
+        if made and any("judge/score_mean" in row for row in rows)
+        else "",
         steps=steps,
         date=date,
         recipe=_recipe(made.config) if made else {},
@@ -213,7 +215,11 @@ def _as_list(value: Any) -> list[Any]:
 
 def _datasets(config: Row) -> list[str]:
     """Names on a hub of all data that a run took from there."""
-    given = [value for _, value in summary.used(config) if isinstance(value, str) and value.startswith(HF)]
+    given = [
+        value
+        for value in summary.used(dict(leaves(config))).values()
+        if isinstance(value, str) and value.startswith(HF)
+    ]
     return sorted({name.name for value in given if (name := _parsed(value)) and not name.folder})
 
 
@@ -242,7 +248,9 @@ def _table(rows: Sequence[Row]) -> list[list[str]]:
 
 def _recipe(config: Row) -> Row:
     plain = dict(leaves(json.loads(json.dumps(defaults.get_config().to_dict()))))
-    return {name: _shown(value) for name, value in summary.used(config) if plain.get(name) != value}
+    return {
+        name: _shown(value) for name, value in summary.used(dict(leaves(config))).items() if plain.get(name) != value
+    }
 
 
 def _shown(value: Any) -> Any:

@@ -1,13 +1,12 @@
 """What a run came to: one row per model, as a table for people and as `summary.json`."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from selfreward_jax.core.config import leaves
 from selfreward_jax.core.hosts import is_writer
 from selfreward_jax.core.metrics import SPEED_FILE
 from selfreward_jax.core.rows import Judgement, Response, load_rows
@@ -24,22 +23,26 @@ OF_ANSWERS = ("truncated", "not_judged", "too_few_scores")
 ROWS = ("prompts", "responses", "judgements", "pairs", "dropped")
 
 
-def used(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def learns_from_given(fields: Mapping[str, Any]) -> bool:
+    """Whether a run's pairs come from a file, so that no model is asked. Args: fields: by their dotted names."""
+    return fields.get("dpo.data", OWN[0]) not in OWN
+
+
+def used(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of a run's configuration, without those that only serve to make pairs where the pairs are given."""
-    given = config.get("dpo", {}).get("data", OWN[0]) not in OWN
-    asks = config.get("checkpoint", {}).get("choose") == WIN_RATE
-    idle = ("prompts.", *(() if asks else ("respond.", "judge."))) if given else ()
+    idle: tuple[str, ...] = ()
+    if learns_from_given(fields):
+        idle = ("prompts.",) if fields.get("checkpoint.choose") == WIN_RATE else ("prompts.", "respond.", "judge.")
     # The judge's template is also what EFT seeds are rendered with.
-    return ((n, value) for n, value in leaves(config) if n == "judge.template" or not n.startswith(idle))
+    return {name: x for name, x in fields.items() if name == "judge.template" or not name.startswith(idle)}
 
 
-def judged_by(config: Mapping[str, Any]) -> str:
-    """Whose scores a run's answers have, for people."""
-    judge = config["judge"]
-    if judge.get("method") == "function":
-        return "given by a function, not by a model"
-    by = judge.get("by", "current")
-    return "the model's own judgement of its own answers" if by == "current" else f"{by.upper()}'s judgement"
+def judged_by(fields: Mapping[str, Any]) -> str:
+    """Whose scores the answers of a run's models have, for people."""
+    if fields.get("judge.method") == "function":
+        return "a function"
+    by = fields.get("judge.by", "current")
+    return "the model itself" if by == "current" else by.upper()
 
 
 def summarise(run: Run) -> list[dict[str, Any]]:

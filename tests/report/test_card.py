@@ -201,16 +201,16 @@ def test_where_pairs_are_given_nothing_is_said_of_answers(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "who"),
     [
-        ({}, "the model's own judgement of its own answers"),
-        ({"judge.by": "m0"}, "M0's judgement"),
-        ({"judge.method": "function", "judge.function": "a:b"}, "given by a function, not by a model"),
+        ({}, "the model itself"),
+        ({"judge.by": "m0"}, "M0"),
+        ({"judge.method": "function", "judge.function": "a:b"}, "a function"),
     ],
 )
 def test_the_card_says_whose_the_scores_are(fields, who, tmp_path):
     run = make_run(tmp_path / "run", **fields)
     rows = json.loads((run / "summary.json").read_text())
     (run / "summary.json").write_text(json.dumps([row | {"judge/score_mean": 3.0} for row in rows]))
-    assert f"Scores, from 0 to 5: {who}." in model_card(str(run / "m2"))
+    assert f"from 0 to 5, are given by {who}." in model_card(str(run / "m2"))
 
 
 def test_the_card_names_the_date_that_the_template_was_told(tmp_path):
