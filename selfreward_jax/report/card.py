@@ -112,7 +112,7 @@ def model_card(
         library_name="peft" if adapter_of else "transformers",
         pipeline_tag="text-generation",
         tags=["selfreward_jax", *(["self-rewarding"] if made else []), *methods, *(["lora"] if adapter_of else [])],
-        datasets=(_datasets(made.config) or None) if made else None,
+        datasets=(_datasets(made) or None) if made else None,
         model_name=visible(name) if results else None,
         eval_results=results or None,
         **base.facts,
@@ -126,12 +126,10 @@ def model_card(
         version=__version__,
         commit=_commit(made),
         rows=_table(rows),
-        judged_by=summary.judged_by(dict(leaves(made.config)))
-        if made and any("judge/score_mean" in row for row in rows)
-        else "",
+        judged_by=summary.judged_by(_fields(made)) if made and any("judge/score_mean" in row for row in rows) else "",
         steps=steps,
         date=date,
-        recipe=_recipe(made.config) if made else {},
+        recipe=_recipe(made) if made else {},
     )
     return str(ModelCard(f"---\n{facts.to_yaml()}\n---\n\n{text}"))
 
@@ -178,9 +176,9 @@ def _own_facts(path: str, name: hub.Name | None) -> Row:
     found = _facts_of_card(place / hf_save.CARD) if place and place.is_dir() else {}
     if not found and name:
         found = _facts_of_card(_card_on_hub(name))
-    if not found and place and place.is_file():
+    if "license" not in found and place and place.is_file():
         text = gguf.read_license(place)
-        found = {"license": text} if re.fullmatch(r"[\w.-]+", text) else {}
+        found |= {"license": text} if re.fullmatch(r"[\w.-]+", text) else {}
     return found
 
 
@@ -213,13 +211,14 @@ def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _datasets(config: Row) -> list[str]:
+def _fields(made: Made) -> Row:
+    """The run's configuration by dotted names."""
+    return dict(leaves(made.config))
+
+
+def _datasets(made: Made) -> list[str]:
     """Names on a hub of all data that a run took from there."""
-    given = [
-        value
-        for value in summary.used(dict(leaves(config))).values()
-        if isinstance(value, str) and value.startswith(HF)
-    ]
+    given = [x for x in summary.used(_fields(made)).values() if isinstance(x, str) and x.startswith(HF)]
     return sorted({name.name for value in given if (name := _parsed(value)) and not name.folder})
 
 
@@ -246,11 +245,9 @@ def _table(rows: Sequence[Row]) -> list[list[str]]:
     return [[str(column.header) for column in columns], *([str(cell) for cell in line] for line in cells)]
 
 
-def _recipe(config: Row) -> Row:
+def _recipe(made: Made) -> Row:
     plain = dict(leaves(json.loads(json.dumps(defaults.get_config().to_dict()))))
-    return {
-        name: _shown(value) for name, value in summary.used(dict(leaves(config))).items() if plain.get(name) != value
-    }
+    return {name: _shown(x) for name, x in summary.used(_fields(made)).items() if plain.get(name) != x}
 
 
 def _shown(value: Any) -> Any:

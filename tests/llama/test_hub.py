@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from huggingface_hub import constants
 
+import selfreward_jax as sr
 from selfreward_jax import cli
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.mesh import make_mesh
@@ -23,6 +24,7 @@ from selfreward_jax.llama.peft import load_adapter, save_adapter
 from selfreward_jax.report.card import base_of
 from selfreward_jax.stages.run import Run
 from tests import tiny
+from tests.core import small_tokenizers
 from tests.llama.hub_server import Hub, commit
 from tests.llama.test_gguf import write_gguf
 from tests.llama.test_lora import random_adapter
@@ -325,6 +327,17 @@ def test_a_card_tells_base_and_license_and_downloads_the_bases_card_alone(licens
     assert base_of(str(tmp_path / "run" / "m1")).facts == expected
     shutil.rmtree(point_at)
     assert base_of(str(tmp_path / "run" / "m1")).facts == {"base_model": "org/licensed"}
+
+
+def test_an_exports_date_comes_with_it_from_the_hub(online, tmp_path):
+    tokenizer = small_tokenizers.with_template(small_tokenizers.llama3(), small_tokenizers.DATED)
+    model = tiny.make_model(tmp_path / "model", tokenizer=tokenizer, max_position_embeddings=4096)
+    sr.export(sr.load(str(model), date="2031-02-01"), str(tmp_path / "out"))
+    online.repos["org/dated", "main"] = tmp_path / "out"
+    try:
+        assert load_chat("org/dated")[1].date == "2031-02-01"
+    finally:
+        del online.repos["org/dated", "main"]
 
 
 @pytest.mark.slow
