@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
     c.model.param_dtype = "float32"  # of the weights that are trained
     c.model.adapter = ""  # a LoRA adapter in PEFT's format that belongs to M0: it is merged into it; "" for none
     c.model.chat_template = ""  # "": the tokenizer's own (plain if it has none); the name of one of several that it
-    # brings; "plain"; or a Jinja file
+    # brings ("default" also of the only one); "plain"; or a Jinja file
     c.model.date = (
         ""  # that a template is told which asks for today's, YYYY-MM-DD, so that prompts stay the same from day
     )

@@ -415,9 +415,10 @@ def export(model: Model, folder: str, *, dtype: str | None = None, adapter_only:
     """
     if adapter_only and model.adapter is None:
         raise UserError(f"export: {model.name} has no adapter; train it with lora=LoraSettings(...).")
+    date = {"date": model.chat.date} if model.chat.date else {}
     try:
         if adapter_only and model.adapter:
-            card = model_card(model.source, steps=model.steps, adapter_of=model.source)
+            card = model_card(model.source, steps=model.steps, adapter_of=model.source, date=model.chat.date)
             return save_adapter(folder, model.config, model.adapter, card)
         hf_save.save_pretrained(
             epath.Path(folder),
@@ -426,9 +427,9 @@ def export(model: Model, folder: str, *, dtype: str | None = None, adapter_only:
             model.params,
             model.chat.tokenizer,
             dtype=None if dtype is None else jnp.dtype(dtype),
-            provenance={"model": model.name, "hash": model.hash, **model.chat.hashes},
+            provenance={"model": model.name, "hash": model.hash, **model.chat.hashes, **date},
             sampling=sampling_of(model.source),
-            card=model_card(model.source, hash=model.hash, steps=model.steps),
+            card=model_card(model.source, hash=model.hash, steps=model.steps, date=model.chat.date),
         )
     except safetensors.SafetensorError as error:
         raise UserError(f"{folder}: can't be written ({error}).") from error

@@ -94,7 +94,7 @@ class Desk(Work):
         if ref.name not in self._words:
             c = self.config.model
             own = self._given.get(ref.name, ref.name) == c.path
-            date = self._dates.get(ref.name, "") or c.date
+            date = c.date or self._dates.get(ref.name, "")
             self._words[ref.name] = load_chat(ref.name, c.chat_template if own else "", date)
         return self._words[ref.name]
 

@@ -16,7 +16,7 @@ from typing import Literal
 from etils import epath
 
 from selfreward_jax.core.errors import UserError
-from selfreward_jax.llama import hf, tokenizer
+from selfreward_jax.llama import hf, hf_save, tokenizer
 
 Need = Literal["config", "tokenizer", "weights"]
 
@@ -80,6 +80,7 @@ def find(name: Name, need: Need = "weights") -> epath.Path:
         raise _unusable(name)
     further = [hf.GENERATION_CONFIG]
     if need != "config" or main != hf.CONFIG:
+        further += [hf_save.PROVENANCE]  # the date that the chat template was told
         further += tokenizer.FILES if tokenizer.TOKENIZER in files else (*tokenizer.FILES, tokenizer.SENTENCEPIECE)
     wanted = [main, *(file for file in files if any(fnmatch.fnmatch(file, pattern) for pattern in further))]
     if main != hf.CONFIG:
@@ -118,7 +119,7 @@ def _repository(repo: str, revision: str) -> tuple[str, tuple[str, ...], bool]:
         return str(info.sha), tuple(sorted(file.rfilename for file in info.siblings or ())), True
     except Exception as error:
         known = (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError)
-        folder = None if isinstance(error, known) else _cached(name)
+        folder = None if isinstance(error, known) else cached(name)
         if folder is None:
             raise _refusal(name, error) from None
         here = pathlib.Path(folder)
@@ -133,8 +134,8 @@ def _files(name: Name) -> tuple[str, ...]:
     return files
 
 
-def _cached(name: Name) -> epath.Path | None:
-    """The folder of a revision in the cache."""
+def cached(name: Name) -> epath.Path | None:
+    """The folder of a revision in the cache; it may hold some of the files alone."""
     from huggingface_hub import constants
 
     store = epath.Path(constants.HF_HUB_CACHE) / f"models--{name.repo.replace('/', '--')}"
@@ -150,16 +151,16 @@ def _download(name: Name, files: list[str]) -> epath.Path:
     commit, _, _ = _repository(name.repo, name.revision)
     at_commit = Name(name.repo, commit)
     try:
-        if (known := _cached(name)) is None or known.name != commit:
+        if (known := cached(name)) is None or known.name != commit:
             # By its own revision, so that the cache knows that too when there is no network.
             huggingface_hub.hf_hub_download(name.repo, files[0], revision=name.revision or None)
-        folder = _cached(at_commit)
+        folder = cached(at_commit)
         missing = [file for file in files if folder is None or not (folder / file).exists()]
         if missing:
             huggingface_hub.snapshot_download(name.repo, revision=commit, allow_patterns=missing)
     except Exception as error:
         raise _refusal(name, error) from None
-    folder = _cached(at_commit)
+    folder = cached(at_commit)
     if folder is None or not all((folder / file).exists() for file in files):
         raise _refusal(name, FileNotFoundError())
     return folder

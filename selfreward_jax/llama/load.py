@@ -7,6 +7,7 @@ with the adapter merged.
 """
 
 import dataclasses
+import datetime
 import functools
 import importlib.util
 import json
@@ -110,6 +111,8 @@ def _template_text(template: str, own: Any) -> str:
     """What `Chat` takes for a template that is named as in the configuration, of a tokenizer that brings `own`."""
     if template in ("", "plain") or (isinstance(own, dict) and template in own):
         return template
+    if template == "default" and isinstance(own, str):  # so transformers names the only one, too
+        return ""
     path = local_path(template)
     if not path.is_file():
         named = f", one of the model's own ({', '.join(own)})" if isinstance(own, dict) else ""
@@ -117,10 +120,16 @@ def _template_text(template: str, own: Any) -> str:
     return read_text(path, "model.chat_template")
 
 
-def _recorded_date(location: epath.Path) -> str:
-    """The date that a run's model was told when it was trained, "" for any other model."""
-    path = location / MODEL_FILE
-    return _checkpoint(path)[2] if location.is_dir() and path.exists() else ""
+def recorded_date(location: epath.Path) -> str:
+    """The date that a run's model was told when it was trained, also of its export; "" for any other model."""
+    if (path := location / MODEL_FILE).exists():
+        return _checkpoint(path)[2]
+    try:
+        facts = json.loads((location / hf_save.PROVENANCE).read_text())
+        datetime.date.fromisoformat(facts["date"])
+        return facts["date"] if {"hash", "chat_template"} <= facts.keys() else ""
+    except (AttributeError, KeyError, OSError, TypeError, ValueError):
+        return ""  # there is none, or another program's, of which nothing here depends
 
 
 def _checkpoint(path: epath.Path) -> tuple[str, int, str]:
@@ -189,7 +198,7 @@ def load_chat(path: str, chat_template: str = "", date: str = "") -> tuple[Llama
         tokenizer = load_tokenizer(location) if location.is_dir() else gguf.load_tokenizer(location)
     template = choose_template(tokenizer.chat_template, _template_text(chat_template, tokenizer.chat_template))
     tokenizer = within_vocabulary(tokenizer, config.vocab_size, template, str(location))
-    date = date or _recorded_date(location) or DATE
+    date = date or recorded_date(location) or DATE
     chat = Chat(tokenizer, template=template, eos_ids=config.eos_token_ids, bos_id=config.bos_token_id, date=date)
     check_end_ids(str(location), config, chat)
     return config, chat

@@ -55,7 +55,7 @@ def score_histograms(models: Sequence[Model]) -> list[Markup]:
 
         return on
 
-    return [panel(f"Scores that {name} gave its own answers", draw(name)) for name in shares]
+    return [panel(f"Scores of {name}'s answers", draw(name)) for name in shares]
 
 
 def lengths(models: Sequence[Model], iterations: Sequence[Iteration]) -> list[Markup]:

@@ -19,6 +19,7 @@ from selfreward_jax.report.checks import check_run
 from selfreward_jax.report.collect import RunFacts
 from selfreward_jax.report.plots import SERIES
 from selfreward_jax.report.topics import SEEDS, PromptMap, map_prompts
+from selfreward_jax.stages.summary import judged_by, learns_from_given
 
 
 class Named(NamedTuple):
@@ -42,6 +43,8 @@ def render(run: RunFacts) -> str:
     return environment.from_string(packaged("report.html.j2")).render(
         run=run,
         base=run.settings.get("model.path", ""),
+        given=learns_from_given(run.settings),
+        judge=judged_by(run.settings),
         tiles=tables.tiles(run),
         warnings=[list(same) for _, same in itertools.groupby((f for f in found if f.look), lambda f: f.name)],
         passed=passed,

@@ -15,6 +15,7 @@ from selfreward_jax.report.collect import Model, RunFacts
 from selfreward_jax.report.results import JudgeResult, WinRate
 from selfreward_jax.report.text import shorten, visible
 from selfreward_jax.report.topics import PromptMap
+from selfreward_jax.stages.summary import judged_by, learns_from_given, used
 
 NONE = "–"
 CATEGORIES = 12  # shown
@@ -76,14 +77,17 @@ def tiles(run: RunFacts) -> list[Tile]:
     made.append(Tile("answers", f"{sum(a.metrics['gen/responses'] for a in answered):,}"))
     made.append(Tile("judgements", f"{sum(a.metrics['judge/judgements'] for a in answered):,}"))
     made.append(Tile("preference pairs", f"{sum(len(i.pairs or ()) for i in run.iterations):,}"))
+    if learns_from_given(run.settings):
+        given = max((learnt(m) or 0 for m in run.models), default=0)
+        return [made[0], Tile("given pairs", f"{given:,}")]
     if len(answered) > 1:
         first, last = (number(a.mean_score.value) for a in (answered[0], answered[-1]))
-        made.append(Tile("mean score by its own judge", f"{first} → {last}"))
+        made.append(Tile(f"mean score by {judged_by(run.settings)}", f"{first} → {last}"))
     return made
 
 
 def models(run: RunFacts) -> Table:
-    """A column a model: how it was trained, on what, how it answers and judges."""
+    """A column a model: how it was trained, on what, how it answers and judges; without lines that tell nothing."""
 
     def line(name: str, of: Callable[[Model], Cell | str]) -> Line:
         cells = [of(m) for m in run.models]
@@ -122,13 +126,14 @@ def models(run: RunFacts) -> Table:
     groups = [
         Group("Training", training),
         Group("What it learnt from", data),
-        Group("Its answers, by its own judge", own),
+        Group(f"Its answers, judged by {judged_by(run.settings)}", own),
     ]
     for name, found in run.results.judges.items():
         by_model = {r.model: r for r in found}
         accuracy = line("pairwise accuracy", lambda m, b=by_model: _accuracy(b.get(m.name)))
         groups.append(Group(f"As a judge of {name}", [accuracy]))
-    return Table("", [m.name for m in run.models], groups)
+    told = [Group(g.title, [x for x in g.lines if any(cell.text != NONE for cell in x.cells)]) for g in groups]
+    return Table("", [m.name for m in run.models], [group for group in told if group.lines])
 
 
 def _change(training, name: str, digits: int) -> str:
@@ -227,7 +232,7 @@ def _p(value: float) -> str:
 def settings(run: RunFacts) -> Table:
     """Fields whose values are not the defaults."""
     defaults = dict(leaves(json.loads(json.dumps(base.get_config().to_dict()))))
-    shown = {name: value for name, value in run.settings.items() if defaults.get(name) != value}
+    shown = {name: value for name, value in used(run.settings).items() if defaults.get(name) != value}
     lines = [
         Line(name, [Cell(_setting(value), words=True), Cell(_setting(defaults.get(name)), words=True)])
         for name, value in sorted(shown.items())

@@ -14,7 +14,7 @@ from selfreward_jax.core.rows import Row, to_line
 from selfreward_jax.core.store import write_atomic
 from selfreward_jax.engine.score import implicit_reward, score_in_order
 from selfreward_jax.llama import hf
-from selfreward_jax.llama.load import MODEL_FILE, Model, load_chat, load_model
+from selfreward_jax.llama.load import MODEL_FILE, Model, load_chat, load_model, recorded_date
 from selfreward_jax.llama.peft import save_adapter
 from selfreward_jax.report.card import model_card
 from selfreward_jax.stages.adapters import adapter_since_m0
@@ -97,7 +97,8 @@ def _export_adapter(options: argparse.Namespace) -> None:
     model = local_path(options.model)
     config = hf.read_config(model)
     learnt = adapter_since_m0(model, config)
-    save_adapter(options.output, config, learnt, model_card(str(model), adapter_of=learnt.base))
+    card = model_card(str(model), adapter_of=learnt.base, date=recorded_date(model))
+    save_adapter(options.output, config, learnt, card)
     say(f"what {options.model} learnt lies in {options.output}, an adapter of {learnt.base} for PEFT")
 
 

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+import selfreward_jax as sr
 from selfreward_jax import cli
 from selfreward_jax.core.errors import UserError
+from selfreward_jax.evals.desk import Desk
 from selfreward_jax.llama.load import load_chat
 from tests import tiny
 from tests.core import small_tokenizers
@@ -57,6 +59,48 @@ def test_where_none_is_the_default_the_command_line_asks_for_a_choice(tmp_path, 
     assert cli.main(words) == 2
     assert "several (" in (error := capsys.readouterr().err) and error.count("\n") == 1
     assert cli.main([*words, "--chat_template=rag"]) == 0
+
+
+def test_default_is_a_models_only_template(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = str(tiny.make_model(tmp_path / "model"))
+    assert load_chat(model, "default")[1].hashes == load_chat(model)[1].hashes
+    with pytest.raises(UserError, match="tools: no such file"):
+        load_chat(model, "tools")
+
+
+@pytest.fixture
+def dated(tmp_path) -> Path:
+    tokenizer = small_tokenizers.with_template(small_tokenizers.llama3(), small_tokenizers.DATED)
+    return tiny.make_model(tmp_path / "model", tokenizer=tokenizer, max_position_embeddings=4096)
+
+
+def test_an_exported_model_is_asked_with_the_date_that_it_was_told(dated, tmp_path):
+    model = sr.load(str(dated), date="2031-02-01")
+    for name, source in (("out", model), ("again", None)):
+        sr.export(source or sr.load(str(tmp_path / "out")), str(tmp_path / name))
+        facts = json.loads((tmp_path / name / "provenance.json").read_text())
+        assert facts["date"] == "2031-02-01"
+        assert load_chat(str(tmp_path / name))[1].hashes == model.chat.hashes
+        assert "it was told 2031-02-01." in (tmp_path / name / "README.md").read_text()
+    assert load_chat(str(tmp_path / "out"), date="2032-03-04")[1].date == "2032-03-04"
+
+
+@pytest.mark.parametrize(
+    "text", ['{"date": "2031-02-01"}', "[]", "{", '{"hash": "", "chat_template": "", "date": "x"}']
+)
+def test_a_provenance_of_another_program_tells_no_date(text, dated):
+    (dated / "provenance.json").write_text(text)
+    assert load_chat(str(dated))[1].date == "2024-07-26"
+
+
+@pytest.mark.parametrize(("date", "told"), [("", "2031-02-01"), ("2032-03-04", "2032-03-04")])
+def test_a_date_that_is_given_goes_before_that_of_the_run(date, told, dated, data, tmp_path):
+    (tmp_path / "run" / "m0").mkdir(parents=True)
+    facts = {"hash": "h", "path": str(dated), "date": "2031-02-01"}
+    (tmp_path / "run" / "m0" / "model.json").write_text(json.dumps(facts))
+    desk = Desk(tmp_path / "desk", tiny.make_config(data, {"model.date": date}))
+    assert desk.words(desk.ref(str(tmp_path / "run" / "m0")))[1].date == told
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from huggingface_hub import constants
 
+import selfreward_jax as sr
 from selfreward_jax import cli
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.mesh import make_mesh
@@ -20,8 +21,10 @@ from selfreward_jax.llama import hf, hub
 from selfreward_jax.llama.load import load_chat, load_model, read_config
 from selfreward_jax.llama.lora import Adapter, LoraSettings, merge
 from selfreward_jax.llama.peft import load_adapter, save_adapter
+from selfreward_jax.report.card import base_of
 from selfreward_jax.stages.run import Run
 from tests import tiny
+from tests.core import small_tokenizers
 from tests.llama.hub_server import Hub, commit
 from tests.llama.test_gguf import write_gguf
 from tests.llama.test_lora import random_adapter
@@ -289,6 +292,52 @@ def test_a_run_records_the_commit_and_stays_with_it(online, data, tmp_path):
         assert desk.ref("org/tiny").hash != begun.hash
     finally:
         online.moved.clear()
+
+
+@pytest.fixture
+def licensed(online, tmp_path):
+    """Cards at the hub, as models have them."""
+    folder = shutil.copytree(online.repos["org/tiny", "main"], tmp_path / "licensed")
+    (folder / "README.md").write_text("---\nlicense: llama3.1\nbase_model: org/older\n---\n")
+    other = shutil.copytree(online.repos["org/m-GGUF", "main"], tmp_path / "quantised")
+    (other / "README.md").write_text("---\nlicense: mit\n---\n")
+    online.repos |= {("org/licensed", "main"): folder, ("org/q-GGUF", "main"): other}
+    yield online
+    del online.repos["org/licensed", "main"], online.repos["org/q-GGUF", "main"]
+
+
+def test_a_card_tells_base_and_license_and_downloads_the_bases_card_alone(licensed, data, tmp_path, without_network):
+    Run(str(tmp_path / "run"), tiny.make_config(data, {"model.path": "org/licensed"})).base()
+    (tmp_path / "run" / "m1").mkdir()
+    (tmp_path / "run" / "m1" / "model.json").write_text('{"hash": "h", "checkpoint": 1}')
+    expected = {"license": "llama3.1", "base_model": "org/licensed"}
+    point_at = tmp_path / "cache"
+    shutil.rmtree(point_at)  # as on another machine
+    hub._repository.cache_clear()
+    licensed.sent.clear()
+    assert base_of(str(tmp_path / "run" / "m1")).facts == expected
+    assert licensed.sent == ["org/licensed/README.md"]
+    read_config("org/licensed")
+    refs = {path: path.read_text() for path in point_at.glob("*/refs/*")}
+    assert base_of("org/licensed").facts == base_of("org/licensed@main").facts == expected
+    assert {path: path.read_text() for path in point_at.glob("*/refs/*")} == refs
+    read_config("org/q-GGUF/m-00001-of-00003.gguf")
+    assert base_of("org/q-GGUF/m-00001-of-00003.gguf").facts == {"license": "mit", "base_model": "org/q-GGUF"}
+    without_network()
+    assert base_of(str(tmp_path / "run" / "m1")).facts == expected
+    shutil.rmtree(point_at)
+    assert base_of(str(tmp_path / "run" / "m1")).facts == {"base_model": "org/licensed"}
+
+
+def test_an_exports_date_comes_with_it_from_the_hub(online, tmp_path):
+    tokenizer = small_tokenizers.with_template(small_tokenizers.llama3(), small_tokenizers.DATED)
+    model = tiny.make_model(tmp_path / "model", tokenizer=tokenizer, max_position_embeddings=4096)
+    sr.export(sr.load(str(model), date="2031-02-01"), str(tmp_path / "out"))
+    online.repos["org/dated", "main"] = tmp_path / "out"
+    try:
+        assert load_chat("org/dated")[1].date == "2031-02-01"
+    finally:
+        del online.repos["org/dated", "main"]
 
 
 @pytest.mark.slow

@@ -136,3 +136,83 @@ def test_an_adapter_of_a_runs_model_names_no_other_base(tmp_path):
     beside = ModelCard(model_card(str(run / "m2"), steps=[{"method": "SFT"}], adapter_of=str(run / "m2")))
     assert since_m0.data.base_model == "org/name"
     assert beside.data.base_model is None and "adapter of M2 of run" in beside.text
+
+
+@pytest.mark.parametrize("way", ["~/run/m2", "run/m2", "run/../run/m2/", ".", "link"])
+def test_a_runs_model_is_known_by_any_path(way, tmp_path, monkeypatch):
+    run = make_run(tmp_path / "run", **{"model.path": "/x/llama", "respond.top_k": 7})
+    (tmp_path / "link").symlink_to(run / "m2")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(run / "m2" if way == "." else tmp_path)
+    assert sampling_of(way)["top_k"] == 7
+    card = model_card(way)
+    assert "\n# M2 of run\n" in card and "<td>respond.top_k</td>" in html(card)
+    assert "Made from llama" in card
+
+
+def test_a_title_says_no_more_than_the_models_name(tmp_path, monkeypatch):
+    (tmp_path / "llama" / "deeper").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "llama" / "deeper")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    titles = {"org/tiny@main": "tiny", "org/x-GGUF@v1/m-Q8_0.gguf": r"m-Q8\_0.gguf", "..": "llama", "~nobody/x": r"x"}
+    for path, title in titles.items():
+        assert f"\n# {title}\n" in model_card(path)
+
+
+def test_of_data_the_hubs_names_are_told_and_of_paths_what_they_end_with(tmp_path):
+    fields = {
+        "seeds.ift": "hf:/home/me/secret/mine:train",
+        "seeds.eft": "hf:~/secret/mine",
+        "prompts.seeds": "hf:./secret/mine",
+        "prompts.source": "hf:org/asked@v1/default:train[:100]",
+        "checkpoint.prompts": "hf:org/held",
+        "respond.stop": ("</s>", "/secret/mine/x"),
+    }
+    run = make_run(tmp_path / "run", **fields)
+    card = ModelCard(model_card(str(run / "m2")))
+    assert card.data.datasets == ["org/asked", "org/held"]
+    shown = html(str(card))
+    for cell in ("mine:train", "mine", "hf:org/asked@v1/default:train[:100]", "hf:org/held", "&lt;/s&gt;, x"):
+        assert f"<td>{cell}</td>" in shown
+    assert "secret" not in str(card)
+    given = make_run(tmp_path / "given", **fields | {"dpo.data": "hf:org/pairs@v2:train"})
+    card = ModelCard(model_card(str(given / "m2")))
+    assert card.data.datasets == ["org/held", "org/pairs"]  # no prompt was asked
+
+
+def test_where_pairs_are_given_nothing_is_said_of_answers(tmp_path):
+    fields = {"judge.samples": 9, "respond.n": 5, "prompts.count": 7, "judge.template": "/x/judge.txt"}
+    data = {"data": {"pairs": 3, "dropped_too_long": 1, "dropped_equal": 2}}
+    run = make_run(tmp_path / "run", **fields | {"dpo.data": "/secret/pairs.jsonl"})
+    rows = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps([row | data for row in rows]))
+    shown = html(model_card(str(run / "m2")))
+    for line in ("pairs learnt from", "  pairs left out: equal", "  pairs left out: too long"):
+        assert f"<td>{line.strip()}</td>" in shown
+    assert '<td style="text-align:right">3</td>' in shown and '<td style="text-align:right">2</td>' in shown
+    for wrong in ("its answers", "prompts kept", "Scores", "judge.samples", "respond.n", "prompts.count"):
+        assert wrong not in shown
+    assert "<td>pairs.jsonl</td>" in shown and "<td>judge.txt</td>" in shown  # EFT seeds are asked with it
+    fields |= {"dpo.data": "/secret/pairs.jsonl", "checkpoint.choose": "win_rate"}
+    chosen = html(model_card(str(make_run(tmp_path / "chosen", **fields) / "m2")))
+    assert "respond.n" in chosen and "judge.samples" in chosen and "prompts.count" not in chosen
+
+
+@pytest.mark.parametrize(
+    ("fields", "who"),
+    [
+        ({}, "the model itself"),
+        ({"judge.by": "m0"}, "M0"),
+        ({"judge.method": "function", "judge.function": "a:b"}, "a function"),
+    ],
+)
+def test_the_card_says_whose_the_scores_are(fields, who, tmp_path):
+    run = make_run(tmp_path / "run", **fields)
+    rows = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps([row | {"judge/score_mean": 3.0} for row in rows]))
+    assert f"from 0 to 5, are given by {who}." in model_card(str(run / "m2"))
+
+
+def test_the_card_names_the_date_that_the_template_was_told(tmp_path):
+    assert "it was told 2031-02-01." in model_card(str(tmp_path), date="2031-02-01")
+    assert "it was told" not in model_card(str(tmp_path))

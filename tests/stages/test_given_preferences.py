@@ -29,7 +29,13 @@ def test_a_run_learns_from_a_file_of_preferences_and_asks_no_model(data, tmp_pat
     words = tiny.arguments("run", tmp_path / "run", data, CHANGES | {"dpo.data": file, "prompts.source": "/none"})
     assert cli.main(words) == 0
     run = tmp_path / "run"
-    assert "M2 DPO: 1 with the same answer on both sides of 4 left out" in capsys.readouterr().err
+    told = capsys.readouterr()
+    assert "M2 DPO: 1 with the same answer on both sides of 4 left out" in told.err
+    table = {line.split("│")[1].strip(): line.split("│")[2:-1] for line in told.out.splitlines() if line[:1] == "│"}
+    assert [cell.strip() for cell in table["pairs learnt from"]] == ["-", "3"]
+    assert [cell.strip() for cell in table["pairs left out: equal"]] == ["-", "1"]
+    assert not any({cell.strip() for cell in cells} == {"-"} for cells in table.values())
+    assert "its answers" not in table and "rows       " not in told.out and "throughput.jsonl" in told.out
     log = tiny.read_jsonl(run / "m2" / "metrics.jsonl")
     assert len(log) == 3 and log[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
     entry = next(e for e in tiny.read_jsonl(run / "manifest.jsonl") if e["artefact"] == "m2/model.json")
