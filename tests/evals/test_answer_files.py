@@ -100,7 +100,7 @@ def test_half_a_character_is_found_in_an_array_too(tmp_path):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("{}", "1: the field 'prompt' is missing"),
+        ("{}", "1: needs prompt and response, .*; found nothing"),
         ("[]", " the file is empty; it should hold answers"),
         ('{\n"prompt": "a"}', "1: not valid JSON .* an array of objects, or an object a line"),
         ("[1]", "1: item 1: expected a JSON object, found int"),
