@@ -160,8 +160,8 @@ def test_a_path_keeps_a_links_name_and_goes_up_from_where_it_leads(tmp_path, mon
     assert str(local_path("gs://bucket/~/x")) == "gs://bucket/~/x"
 
 
-def test_an_unknown_users_home_is_one_line(capsys):
-    words = ["score", "--model=m", "--input=~nobody-of-this-name/x", "--output=x"]
+def test_an_unknown_users_home_is_one_line(data, capsys):
+    words = ["score", f"--model={data / 'model'}", "--input=~nobody-of-this-name/x", "--output=x"]
     assert_refused(capsys, words, "~nobody-of-this-name/x: there is no such user's home folder here")
 
 
