@@ -1,9 +1,10 @@
 """The Python face: what notebooks use as `import selfreward_jax as sr`. Plain values in, rows and models out."""
 
 import dataclasses
+import os
 import random
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,17 @@ from selfreward_jax.core.forms import demonstration
 from selfreward_jax.core.interrupt import Interrupt
 from selfreward_jax.core.losses import LossSettings, check_losses, loss_settings
 from selfreward_jax.core.progress import meter, say
-from selfreward_jax.core.rows import Judgement, Pair, Prompt, Response, Row, as_messages, content_id, parse_row
+from selfreward_jax.core.rows import (
+    Judgement,
+    Pair,
+    Prompt,
+    Response,
+    Row,
+    as_messages,
+    check_characters,
+    content_id,
+    parse_row,
+)
 from selfreward_jax.engine.compiling import keep_compiled_programs
 from selfreward_jax.engine.generate import Completion, Engine, EngineSettings, Reading, Request
 from selfreward_jax.engine.sampling import SamplingSettings
@@ -58,6 +69,8 @@ from selfreward_jax.training.packing import Layout
 from selfreward_jax.training.preferences import Single, given, preference_rows
 from selfreward_jax.training.step import ForwardSettings
 
+T = TypeVar("T")
+
 
 def config(path: str = "", **fields: Any) -> ConfigDict:
     """A configuration: a file (`configs/quickstart.py`) or every default, with fields changed.
@@ -81,7 +94,14 @@ def config(path: str = "", **fields: Any) -> ConfigDict:
     return made
 
 
-def load(path: str, *, adapter: str = "", dtype: str = "float32", chat_template: str = "", date: str = "") -> Model:
+def load(
+    path: epath.PathLike,
+    *,
+    adapter: epath.PathLike = "",
+    dtype: str = "float32",
+    chat_template: epath.PathLike = "",
+    date: str = "",
+) -> Model:
     """A model from a Hugging Face folder, `org/name[@revision]`, a .gguf file, a run's model or `package:NAME`.
 
     Args:
@@ -90,7 +110,25 @@ def load(path: str, *, adapter: str = "", dtype: str = "float32", chat_template:
       date: what a template that asks for today's date is told, YYYY-MM-DD; "": that of the run, or 2024-07-26.
     """
     keep_compiled_programs()
-    return load_model(path, dtype=dtype, adapter=adapter, chat_template=chat_template, date=date)
+    return load_model(
+        os.fspath(path),
+        dtype=dtype,
+        adapter=os.fspath(adapter),
+        chat_template=os.fspath(chat_template),
+        date=date,
+    )
+
+
+def _parsed(rows: Iterable[Any], parse: Callable[[Any], T], where: str, kind: str = "row") -> list[T]:
+    """What `parse` makes of each row, with what is wrong told by its place. Raises `UserError`."""
+    if isinstance(rows, str | bytes | os.PathLike | Mapping):
+        raise UserError(f"{where}: takes a list of {kind}s, and this is {type(rows).__name__}.")
+
+    def made(row: Any) -> T:
+        check_characters(row)
+        return parse(row)
+
+    return [parse_row(row, made, f"{where}: {kind} {number}") for number, row in enumerate(rows, 1)]
 
 
 def _prompts(prompts: Sequence[Any], where: str) -> list[Prompt]:
@@ -100,7 +138,7 @@ def _prompts(prompts: Sequence[Any], where: str) -> list[Prompt]:
         messages = as_messages(prompt)
         return Prompt(content_id(messages), messages, "given")
 
-    return [parse_row(prompt, made, f"{where}: prompt {number}") for number, prompt in enumerate(prompts, 1)]
+    return _parsed(prompts, made, where, "prompt")
 
 
 def generate(
@@ -228,7 +266,7 @@ def _examples(model: Model, rows: Sequence[Mapping[str, Any]], where: str, *, em
         prompt_ids, response_ids = model.chat.answer_ids(given.messages, given.response)
         return Example(tuple(prompt_ids), tuple(response_ids))
 
-    return [parse_row(row, made, f"{where}: row {number}") for number, row in enumerate(rows, 1)]
+    return _parsed(rows, made, where)
 
 
 def judge_metrics(rows: Sequence[Mapping[str, Any]], *, seed: int = 0) -> Row:
@@ -290,6 +328,8 @@ def sft(
         `export(..., adapter_only=True)` writes it.
     """
     data = [TrainRow((example,)) for example in _examples(model, rows, "sr.sft")]
+    if not data:
+        raise UserError("sr.sft: no rows to learn from.")
     settings = _settings(model, len(data), learning_rate, final_learning_rate, epochs, batch_size, dropout, lora)
     return _train(model, data, SFT(), settings, seed, "SFT", epochs=epochs)
 
@@ -326,10 +366,7 @@ def dpo(
         raise UserError(f"sr.dpo: no option {name!r}.{did_you_mean(name, vars(losses))}")
     check_loss_bounds(losses, "sr.dpo: ")
     check_losses(losses, "sr.dpo: ")
-    made = [
-        p if isinstance(p, Pair | Single) else parse_row(p, lambda row: given(row, model.chat), f"sr.dpo: row {number}")
-        for number, p in enumerate(pairs, 1)
-    ]
+    made = _parsed(pairs, lambda row: row if isinstance(row, Pair | Single) else given(row, model.chat), "sr.dpo")
     prepared = preference_rows(made, losses, model.context, "sr.dpo")
     labelled, left_out = prepared.rows, prepared.left_out(model.context)
     if not labelled:

@@ -74,6 +74,11 @@ def _function(name: str):
     return getattr(importlib.import_module(f"selfreward_jax.verbs.{module}"), function)
 
 
+def _one_line(said: object) -> str:
+    """A message on one line, whatever stands in the paths and templates that it tells of."""
+    return " ".join(part.strip() for part in str(said).splitlines() if part.strip())
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb. Returns the exit status: 0, 2 for unusable input, 130 after a stop that was asked for."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -102,11 +107,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             function(options, overrides, interrupt)
         return watchdog.leave(0)
     except UserError as error:
-        print(f"selfreward: {error}", file=sys.stderr)
-        return watchdog.leave(2, str(error))
+        line = _one_line(error)
+        print(f"selfreward: {line}", file=sys.stderr)
+        return watchdog.leave(2, line)
     except OSError as error:  # a disk that is full, a file that may not be read
         where = f"{error.filename}: " if error.filename else ""
-        line = f"{where}{' '.join(str(error.strerror or error).split())}; mend that, and run the same command again."
+        line = _one_line(f"{where}{error.strerror or error}; mend that, and run the same command again.")
         print(f"selfreward: {line}", file=sys.stderr)
         return watchdog.leave(2, line)
     except (Interrupted, KeyboardInterrupt) as stop:

@@ -381,6 +381,54 @@ def test_wrong_rows_are_refused_by_their_place(model, verb):
         sr.generate(model, ["a", None])
 
 
+@pytest.mark.parametrize("verb", [sr.score, sr.sft, sr.dpo, sr.generate])
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        (["x"], "row 1: a row has columns, and this is str"),
+        ([None], "row 1: a row has columns, and this is NoneType"),
+        ([["x"]], "row 1: a row has columns, and this is list"),
+        ("file.jsonl", "takes a list of rows, and this is str"),
+        ({"prompt": "x"}, "takes a list of rows, and this is dict"),
+        ([{"prompt": "x \ud83d", "response": "x", "chosen": "y", "rejected": "z"}], "row 1: half of a surrogate pair"),
+    ],
+)
+def test_what_are_no_rows_are_refused_in_words_for_people(verb, rows, says, model):
+    if verb is sr.generate:  # prompts are text or messages
+        if rows in (["x"], [["x"]], [None]):
+            return
+        rows = [r["prompt"] for r in rows] if isinstance(rows, list) else rows
+        says = says.replace("row", "prompt")
+    with pytest.raises(UserError, match=says):
+        verb(model, rows)
+
+
+def test_token_ids_without_the_rest_of_a_pair_are_refused_in_words_for_people(model):
+    row = {"chosen_token_ids": [1, 2], "rejected_token_ids": [1, 3]}
+    with pytest.raises(
+        UserError, match=r"row 1: a pair with chosen_token_ids must be a line of pairs.jsonl; it lacks id,"
+    ):
+        sr.dpo(model, [row])
+    pair = dataclasses.asdict(given({"prompt": "x", "chosen": "y", "rejected": "z"}, model.chat))
+    with pytest.raises(UserError, match="row 1: chosen_token_ids must be a list of whole numbers"):
+        sr.dpo(model, [pair | {"chosen_token_ids": "y"}])
+    assert given(pair | {"mine": 1}, model.chat) == given(pair, model.chat)
+
+
+def test_no_rows_teach_nothing(model):
+    with pytest.raises(UserError, match=r"sr\.sft: no rows to learn from"):
+        sr.sft(model, [])
+
+
+def test_a_path_may_be_a_path(model, data):
+    assert sr.load(data / "model").hash == model.hash
+
+
+def test_a_row_may_hold_what_json_does_not(model):
+    plain = {"prompt": "What is it?", "response": "bread"}
+    assert sr.score(model, [plain | {"when": np.datetime64("2024-01-01"), "more": {1, 2}}]) == sr.score(model, [plain])
+
+
 def test_rows_of_every_form_score_alike(model):
     answer = {"role": "assistant", "content": "A cat."}
     forms = [

@@ -2,6 +2,7 @@
 
 import argparse
 import gzip
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from selfreward_jax.core.config import load_config
 from selfreward_jax.core.paths import local_path
 from selfreward_jax.llama.load import load_chat
 from tests import tiny
-from tests.refused import assert_refused
+from tests.refused import assert_refused, assert_refused_at_once
 
 # A whole command of each verb. Files lie in the home folder; each test puts something else in one place.
 RUN = ["--config=~/config.py", "--workdir=~/run", *[f"--config.{n}={v}" for n, v in tiny.SETTINGS.items()]]
@@ -159,8 +160,8 @@ def test_a_path_keeps_a_links_name_and_goes_up_from_where_it_leads(tmp_path, mon
     assert str(local_path("gs://bucket/~/x")) == "gs://bucket/~/x"
 
 
-def test_an_unknown_users_home_is_one_line(capsys):
-    words = ["score", "--model=m", "--input=~nobody-of-this-name/x", "--output=x"]
+def test_an_unknown_users_home_is_one_line(data, capsys):
+    words = ["score", f"--model={data / 'model'}", "--input=~nobody-of-this-name/x", "--output=x"]
     assert_refused(capsys, words, "~nobody-of-this-name/x: there is no such user's home folder here")
 
 
@@ -168,3 +169,53 @@ def test_a_configuration_at_home_takes_its_argument(home):
     lines = ["from configs import base", "def get_config(x):", " c = base.get_config()", " c.seed = int(x)"]
     (home / "mine.py").write_text("\n".join([*lines, " return c"]))
     assert load_config("~/mine.py:7").seed == 7
+
+
+ADDRESS = "https://huggingface.co/org/name"
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "expected"),
+    [
+        ("--model", ADDRESS, f"{ADDRESS}: addresses of this kind aren't read; download it"),
+        ("--input", f"{ADDRESS}/x.jsonl", "addresses of this kind aren't read"),
+        ("--output", "ftp://a/b", "ftp://a/b: addresses of this kind aren't read"),
+        ("--input", "", "no data set is named"),
+        ("--output", "", "a path is empty"),
+        ("--output", "~/taken", "a folder; name a file"),
+        ("--input", "a\nb", "a b: no such file"),
+    ],
+)
+def test_what_is_no_path_is_one_line(flag, value, expected, home, capsys):
+    assert_refused_at_once(capsys, command("score", flag, value), expected)
+
+
+def test_a_store_whose_package_is_missing_is_one_line(home, capsys):
+    if importlib.util.find_spec("s3fs"):
+        pytest.skip("s3fs is there")
+    assert_refused_at_once(capsys, command("score", "--input", "s3://bucket/x.jsonl"), "pip install s3fs")
+
+
+def test_preferences_at_an_address_are_one_line(home, capsys):
+    words = [*RUN, f"--config.dpo.data={ADDRESS}"]
+    assert_refused(capsys, ["run", *words], f"{ADDRESS}: addresses of this kind aren't read")
+
+
+def test_a_reference_is_looked_at_before_any_row_is_scored(home, capsys):
+    assert_refused_at_once(capsys, command("score", "--reference", "nope/x"), "nope/x")
+    words = [*command("score", "--reference", "~/model"), "--chat_template=nope.jinja"]
+    assert_refused_at_once(capsys, words, "nope.jinja")
+    assert not (home / "scored.jsonl").exists()
+
+
+def test_with_raw_a_column_system_is_not_passed_over(home, capsys):
+    row = {"prompt": "Why?", "response": "So.", "system": "Be kind."}
+    rows = tiny.write_jsonl(home / "rows.jsonl", [row])
+    words = [*command("score", "--input", str(rows)), "--raw"]
+    assert_refused_at_once(capsys, words, "rows.jsonl:1: with --raw, system would not be read")
+
+
+def test_a_templates_own_refusal_is_one_line(home, capsys):
+    (home / "no.jinja").write_text("{{ raise_exception('This model\\n  takes no turn.') }}")
+    words = [*COMMANDS["score"], "--chat_template=~/no.jinja"]
+    assert_refused_at_once(capsys, ["score", *words], "This model takes no turn.")

@@ -17,8 +17,9 @@ from etils import epath
 
 from selfreward_jax.core import hosts
 from selfreward_jax.core.errors import UserError
+from selfreward_jax.core.paths import is_local, local_path
 from selfreward_jax.core.progress import say
-from selfreward_jax.core.store import disk_error, free_bytes, is_local, local_path
+from selfreward_jax.core.store import disk_error, free_bytes
 
 METADATA_BYTES = 1 << 20  # more than what Orbax writes beside the arrays
 UNFINISHED = "orbax-checkpoint-tmp"  # in the names of what Orbax has not yet renamed

@@ -24,6 +24,11 @@ def did_you_mean(word: str, known: Iterable[str], lead: str = " Did you mean ") 
     return f"{lead}{' or '.join(near)}?" if near else ""
 
 
+def first_line(error: BaseException) -> str:
+    """What another library's exception says first, without a full stop; its kind, if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".: ")
+
+
 def shorten(text: str, most: int = 60) -> str:
     """A text on one line, quoted, for messages."""
     line = " ".join(text.split())

@@ -15,10 +15,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from selfreward_jax.core.rows import Messages, Row, as_messages, as_turns
+from selfreward_jax.core.rows import Messages, Row, as_messages, as_turns, present
 
 SIDES = ("chosen", "rejected")
-PROMPTS = ("prompt", "conversations", "messages", "instruction")  # columns that can hold one, the first counts
+# Columns that can hold a prompt, the first counts; and those that say what stands before it.
+PROMPTS = ("prompt", "conversations", "messages", "instruction", "question")
+SYSTEMS = ("system", "system_prompt")
 # Scores of known data, the first that is there counts, and the scale that each is on.
 SCALES = {"overall_score": (1.0, 10.0), "fine-grained_score": (1.0, 5.0), "helpfulness": (0.0, 4.0)}
 PREFERRED = {"a": 0, "a>b": 0, "b": 1, "b>a": 1, "tie": None, "a=b": None}
@@ -82,11 +84,6 @@ class Ranked:
     partial: bool = False
 
 
-def present(row: Mapping[str, Any]) -> Row:
-    """A row without its null columns, which `datasets` writes where another row has something."""
-    return {name: value for name, value in row.items() if value is not None}
-
-
 def columns(row: Mapping[str, Any]) -> str:
     """The names of a row's columns, for errors."""
     return ", ".join(map(str, row)) or "nothing"
@@ -109,11 +106,12 @@ def demonstration(row: Mapping[str, Any], *, empty: bool = False) -> Demonstrati
     row = present(row)
     if name := next((name for name in ("messages", "conversations") if name in row), ""):
         _refuse_tools(row)
-        return _conversation(row[name], name, empty)
+        made = _conversation(row[name], name, empty)
+        return dataclasses.replace(made, messages=with_system(row, made.messages))
     if not any(name in row for name in PROMPTS):
         needed = "prompt and response, messages, conversations, or instruction and output"
         raise ValueError(f"needs {needed}; found {columns(row)}")
-    usual = "response" if "prompt" in row else "output"
+    usual = "output" if "instruction" in row and "prompt" not in row else "response"
     name = next((name for name in ("response", "completion", "output") if name in row), usual)
     prompt = prompt_of(row)
     answer, *more = _completion(row[name], name)
@@ -136,7 +134,8 @@ def _conversation(value: Any, name: str, empty: bool) -> Demonstration:
 
 
 def prompt_of(row: Mapping[str, Any]) -> Messages:
-    """A row's prompt: `prompt`, a conversation that ends with the user's turn, or `instruction` with its `input`.
+    """A row's prompt: `prompt` or `question`, text or a conversation that ends with the user's turn, or `instruction`
+    with its `input`; behind `system`, where the row has one.
 
     Raises:
       KeyError, ValueError: it has none, or a wrong one.
@@ -149,12 +148,30 @@ def prompt_of(row: Mapping[str, Any]) -> Messages:
         # An absent or blank input is the usual way of this form to say that there is none.
         given = _text(row, "input") if str(row.get("input", "")).strip() else ""
         value = _text(row, name) + (f"\n\n{given}" if given else "")
-    return as_messages(_written_turns(value, prompt=True) if isinstance(value, str) else value, name)
+    turns = as_messages(_written_turns(value, prompt=True) if isinstance(value, str) else value, name)
+    return with_system(row, turns)
+
+
+def with_system(row: Row, turns: Messages) -> Messages:
+    """A conversation behind what the row's column `system` (or `system_prompt`) says, where that holds something.
+
+    Raises:
+      ValueError: it is not text, or the conversation begins with another system's turn.
+    """
+    for name in SYSTEMS:
+        said = row.get(name, "")
+        if not isinstance(said, str):
+            raise ValueError(f"{name} must be text, not {type(said).__name__}")
+        if said.strip() and turns[0]["role"] != "system":
+            turns = ({"role": "system", "content": said}, *turns)
+        elif said.strip() and turns[0]["content"].strip() != said.strip():
+            raise ValueError(f"{name} says something else than the system's turn that is there; leave one of them out")
+    return turns
 
 
 def _refuse_tools(row: Row) -> None:
-    """Columns with which TRL renders another prompt than without."""
-    kinds = ("tools", "chat_template_kwargs", "images", "image")
+    """Columns with which TRL (LLaMA-Factory: `history`) renders another prompt than without."""
+    kinds = ("tools", "chat_template_kwargs", "images", "image", "history")
     if lost := [name for name in kinds if name in row and row[name] not in ([], {}, "", "[]", "{}")]:
         raise ValueError(f"{lost[0]} can't be shown to the model here; write what it needs into the prompt")
 
@@ -191,7 +208,8 @@ def preference(row: Mapping[str, Any]) -> Preference:
     """Two answers to one prompt, `chosen` and `rejected`: text, messages, or HH-RLHF's transcripts.
 
     The prompt stands in a column (see `prompt_of`), or at the beginning of both: the turns that they have in common
-    but for the last of the shorter one, of plain text the characters, as TRL's `extract_prompt` has it. Of whole
+    but for the last of the shorter one, of plain text the characters, as TRL's `extract_prompt` has it, unless there is
+    a column that looks like a prompt. Of whole
     conversations in both columns, the prompt is what they have in common, whatever text a column `prompt` says, as
     in TRL's `maybe_extract_prompt`. `score_chosen` and `score_rejected`, and `weight`, are taken where they are there.
 
@@ -206,6 +224,8 @@ def preference(row: Mapping[str, Any]) -> Preference:
     elif any(name in row for name in PROMPTS):
         prompt = prompt_of(row)
     elif isinstance(chosen, str) and isinstance(rejected, str):
+        if unread := [name for name in (*SYSTEMS, "input", "query", "context") if str(row.get(name, "")).strip()]:
+            raise ValueError(f"{unread[0]} would not be read; call the column prompt if it holds the prompt")
         prompt, chosen, rejected = _common_text(chosen, rejected)
     else:
         raise KeyError("prompt")
@@ -234,7 +254,8 @@ def _common_turns(row: Row, chosen: str | Messages, rejected: str | Messages) ->
             raise ValueError("chosen and rejected hold whole conversations that don't begin with prompt; leave one out")
     if chosen[size - 1]["role"] == "assistant":
         raise ValueError("chosen and rejected first differ in a turn that is not the assistant's")
-    return as_messages(chosen[:size], "what chosen and rejected have in common"), chosen[size:], rejected[size:]
+    shared = as_messages(chosen[:size], "what chosen and rejected have in common")
+    return with_system(row, shared), chosen[size:], rejected[size:]
 
 
 def _common_text(chosen: str, rejected: str) -> tuple[Messages, str, str]:
@@ -330,6 +351,17 @@ def ranked(row: Mapping[str, Any]) -> Ranked:
         "a prompt without answers; give responses, completions, chosen and rejected, response_a, response_b and label,"
         f" or response and helpfulness; found {columns(row)}"
     )
+
+
+def order(answers: Sequence[Candidate]) -> tuple[float | None, ...]:
+    """The place of each answer, lower is better and equal where none is preferred; None where it isn't told.
+
+    Ranks count where all answers have one; else scores, with their sign turned, where all have one; else what is there.
+    """
+    ranks = tuple(answer.rank for answer in answers)
+    scores = tuple(None if answer.score is None else -answer.score for answer in answers)
+    whole = [values for values in (ranks, scores) if None not in values]
+    return next(iter(whole), ranks if any(rank is not None for rank in ranks) else scores)
 
 
 def _candidates(value: Any, name: str, text: str, scale: tuple[float, float] | None) -> tuple[Candidate, ...]:

@@ -15,11 +15,10 @@ from typing import Any
 
 from etils import epath
 
-from selfreward_jax.core.errors import UserError, did_you_mean
-from selfreward_jax.core.json_rows import present
+from selfreward_jax.core.errors import UserError, did_you_mean, first_line
 from selfreward_jax.core.paths import local_path
 from selfreward_jax.core.progress import say
-from selfreward_jax.core.rows import Row
+from selfreward_jax.core.rows import Row, present
 from selfreward_jax.core.texts import form_of
 
 HF = "hf:"
@@ -81,6 +80,10 @@ def rows(spec: str, every: bool, read_file: ReadFile) -> Found:
     if name.folder:
         yield from _of_folder(spec, name, every, read_file)
         return
+    if os.path.isdir(name.name):  # `datasets` would read it, whatever the revision
+        raise UserError(
+            f"{spec}: a folder of this name lies here; write hf:./{name.name}, or for the hub's call from elsewhere."
+        )
     datasets = _datasets(spec)
     if name.name in _kinds_of_file():
         raise UserError(f"{spec}: {name.name} is a kind of file to `datasets`, and no data set; check the name.")
@@ -111,7 +114,7 @@ def saved_rows(folder: epath.Path, spec: str, every: bool, name: Name | None = N
     try:
         made = _datasets(spec).load_from_disk(str(folder))
     except Exception as error:  # as in `rows`
-        raise UserError(f"{spec}: can't be read ({_first_line(error)}).") from None
+        raise UserError(f"{spec}: can't be read ({first_line(error)}).") from None
     yield from _of_splits(spec, name or Name(str(folder), True), made, every)
 
 
@@ -175,10 +178,13 @@ def _of_folder(spec: str, name: Name, every: bool, read_file: ReadFile) -> Found
     folder, config = local_path(name.name), name.config
     if folder.is_file():
         raise UserError(f"{spec}: a file; give it without hf:.")
+    gone = UserError(f"{spec}: no such folder.")
     if not folder.exists() and folder.parent.is_dir() and name.folder:
         folder, config = folder.parent, folder.name
+        if is_saved(folder):
+            raise gone
     if not folder.is_dir():
-        raise UserError(f"{spec}: no such folder.")
+        raise gone
     if is_saved(folder):
         yield from saved_rows(folder, spec, every, name)
         return
@@ -193,7 +199,10 @@ def _of_folder(spec: str, name: Name, every: bool, read_file: ReadFile) -> Found
     except UserError:
         raise
     except Exception as error:  # as in `rows`
-        raise UserError(f"{spec}: {_reason(error, str(folder))}.") from None
+        reason = _reason(error, str(folder))
+        if config != name.config and not re.search("; name one of (?!default$)", reason):
+            raise gone from None
+        raise UserError(f"{spec}: {reason}.") from None
     for split in _splits(spec, name, files, every):
         check_whole([epath.Path(file) for file in files[split]])  # a cache may hold some of the files alone
         found = (row for file in files[split] for row in read_file(epath.Path(file)))
@@ -261,7 +270,7 @@ def _reason(error: BaseException, name: str) -> str:
     """What went wrong and what to do about it, as a line without its full stop."""
     if type(error).__name__ == "DatasetGenerationError" and error.__cause__:
         error = error.__cause__
-    line = _first_line(error)
+    line = first_line(error)
     if _is_unreachable(error):
         return (
             f"the hub can't be reached, and its cache has no such data set; connect, or fetch it beforehand with"
@@ -270,8 +279,7 @@ def _reason(error: BaseException, name: str) -> str:
     if "gated" in line.lower():
         return f"gated; accept its terms at https://huggingface.co/datasets/{name}, then run hf auth login"
     if type(error).__name__ in ("DatasetNotFoundError", "RepositoryNotFoundError"):
-        near = f"; for the folder write hf:./{name}" if os.path.isdir(name) else ""
-        return f"the hub has no such data set, or it is private; check the name, or run hf auth login{near}"
+        return "the hub has no such data set, or it is private; check the name, or run hf auth login"
     if "scripts are no longer supported" in line:
         return "a data set made by a program of its own, which is never run; use one whose rows are files"
     if "Config name is missing" in line or "BuilderConfig" in line:
@@ -281,7 +289,3 @@ def _reason(error: BaseException, name: str) -> str:
     if isinstance(error, FileNotFoundError):
         return f"no file of rows is there ({line})"
     return f"can't be read ({line})"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".: ")

@@ -67,17 +67,6 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 _NEAR_THE_END = 16  # characters; a literal or an escape that is cut off begins no farther from the end
 
 
-def present(value: Any) -> Any:
-    """A value of a table without its nulls and NaNs, which stand for what is absent; in lists they keep their place."""
-    if isinstance(value, dict):
-        return {name: present(x) for name, x in value.items() if x is not None and not _is_nan(x)}
-    return [present(x) for x in value] if isinstance(value, list | tuple) else value
-
-
-def _is_nan(value: Any) -> bool:
-    return isinstance(value, float) and math.isnan(value)
-
-
 class ArrayReader:
     """The items of a JSON array, from a window on the file that holds little more than an item.
 

@@ -218,11 +218,10 @@ def _parse_message(row: Row, held_out: bool) -> _Message:
 def _parse_row(row: Row, held_out: bool) -> _Row:
     made = forms.ranked(row)
     answers = [answer for answer in made.answers if answer.text.strip()]
-    ranks = [answer.rank for answer in answers]
-    if all(rank is None for rank in ranks):
-        order = sorted({-answer.score for answer in answers if answer.score is not None})
-        place = {score: score if made.partial else float(n) for n, score in enumerate(order)}
-        ranks = [None if answer.score is None else place[-answer.score] for answer in answers]
+    ranks = forms.order(answers)
+    if not made.partial and ranks != tuple(answer.rank for answer in answers):  # scores as ranks from 0 on
+        place = {score: float(n) for n, score in enumerate(sorted({rank for rank in ranks if rank is not None}))}
+        ranks = tuple(None if rank is None else place[rank] for rank in ranks)
     lang = row.get("lang")
     if not isinstance(lang, str | None):
         raise ValueError(f"lang must be text, not {lang!r}")

@@ -16,16 +16,16 @@ import csv
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from etils import epath
 
 from selfreward_jax.core import hub_rows, texts
-from selfreward_jax.core.errors import UserError
-from selfreward_jax.core.json_rows import ArrayReader, checked, present, row_of
+from selfreward_jax.core.errors import UserError, first_line
+from selfreward_jax.core.json_rows import ArrayReader, checked, row_of
 from selfreward_jax.core.paths import local_path
-from selfreward_jax.core.rows import Row, parse_row
+from selfreward_jax.core.rows import Row, parse_row, present
 from selfreward_jax.core.store import sha256_file
 from selfreward_jax.core.texts import (
     ARRAY,
@@ -76,8 +76,8 @@ def read_table(spec: epath.PathLike, parse: Callable[[Row, str], T], what: str) 
     """As `read_rows`, of all splits.
 
     Args:
-      parse: from a row and its split. The split is the row's own `split`, else the one that the data set says, else the
-        word with which the file's name begins (`train-00000-of-00001`).
+      parse: from a row and its split. The split is the row's own `split`, else the one that the data set says, else a
+        word of the file's name (`train-00000-of-00001`, `my_test`).
     """
     rows = []
     for where, split, row in _records(str(spec), what, every=True):
@@ -120,6 +120,8 @@ def _records(spec: str, what: str, every: bool) -> Iterator[tuple[str, str, Row]
     Args:
       every: the rows of all splits; else those of one.
     """
+    if not spec:
+        raise UserError(f"no data set is named; it should hold {what}.")
     if spec.startswith(TFDS):
         return tfds_rows(spec)
     if spec.startswith(hub_rows.HF):
@@ -166,9 +168,9 @@ def _of_folder(folder: epath.Path, what: str, every: bool) -> Iterator[tuple[str
 
 def _split_of(path: epath.Path, folder: epath.Path | None = None) -> str:
     """By a file's name, or by the folders it lies in within a data set's folder: the hub's layouts have either."""
-    word = re.split(r"[-_.]", path.name)[0]
+    words = re.split(r"[-_. \d]+", path.name[: len(path.name) - len(form_of(path.name))].lower())
     inside = path.relative_to(folder).parts[:-1] if folder else ()
-    return word if word in SPLITS else next((name for name in reversed(inside) if name in SPLITS), word)
+    return next((word for word in (*words, *reversed(inside)) if word in SPLITS), words[0])
 
 
 def _of_file(path: epath.Path) -> Rows:
@@ -231,14 +233,14 @@ def _parquet(path: epath.Path) -> Rows:
             seen = f"it looks like {form.name}; {form.mend}" if form else "it does not begin as one"
             raise UserError(f"{path}: not a Parquet file that can be read ({seen}).")
         try:
-            number = 0
-            for batch in pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=1024):
+            number, table = 0, pyarrow.parquet.ParquetFile(file)
+            _check_names(table.schema_arrow.names, f"{path}")
+            for batch in table.iter_batches(batch_size=1024):
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{path}: row {number}", present(row)
         except (pyarrow.ArrowException, OSError, ValueError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(f"{path}: not a Parquet file that can be read ({reason}).") from None
+            raise UserError(f"{path}: not a Parquet file that can be read ({first_line(error)}).") from None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -304,6 +306,10 @@ def _header(cells: list[str], where: str, form: Form) -> list[str]:
     names = [cell.strip() for cell in cells]
     if len(names) == 1 and ";" in names[0]:
         raise UserError(f"{where}: separated by semicolons; save it as {form.name}, with commas.")
+    _check_names(names, where)
+    return names  # one without a name is the index that pandas writes
+
+
+def _check_names(names: Sequence[str], where: str) -> None:
     if twice := next((name for n, name in enumerate(names) if name and name in names[:n]), ""):
         raise UserError(f"{where}: the column {twice} comes twice.")
-    return names  # one without a name is the index that pandas writes

@@ -7,6 +7,7 @@ TRL has one. A wrong row is reported with its file, line and reason.
 import dataclasses
 import hashlib
 import json
+import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -143,9 +144,31 @@ def _from_json(line: str) -> Any:
 def check_characters(row: Any) -> None:
     """Raises `ValueError` for text that neither a tokenizer nor a file takes, while its place is still known."""
     try:
-        json.dumps(row, ensure_ascii=False).encode()
+        json.dumps(row, ensure_ascii=False, default=str).encode()
     except UnicodeEncodeError:
         raise ValueError("half of a surrogate pair (\\ud...) stands alone, which is no character") from None
+
+
+def present(row: Any) -> Row:
+    """A row without its nulls and NaNs, which stand for what is absent, at any depth; in lists they keep their place.
+
+    Raises:
+      ValueError: it is no row.
+    """
+    if not isinstance(row, Mapping):
+        raise ValueError(f"a row has columns, and this is {type(row).__name__}")
+    return _present(row)
+
+
+def _present(value: Any) -> Any:
+    value = value.tolist() if hasattr(value, "tolist") else value  # NumPy's, as pandas hands them out
+    if isinstance(value, Mapping):
+        return {name: _present(x) for name, x in value.items() if x is not None and not _is_nan(x)}
+    return [_present(x) for x in value] if isinstance(value, list | tuple) else value
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)
 
 
 def parse_row(row: Any, parse: Callable[[Any], T], where: str) -> T:

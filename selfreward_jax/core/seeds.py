@@ -8,9 +8,9 @@ from collections.abc import Callable
 from importlib import resources
 
 from selfreward_jax.core.errors import UserError
-from selfreward_jax.core.forms import Demonstration, columns, demonstration, present
+from selfreward_jax.core.forms import Demonstration, columns, demonstration
 from selfreward_jax.core.readers import read_rows
-from selfreward_jax.core.rows import Messages, Row
+from selfreward_jax.core.rows import Messages, Row, present
 
 
 def load_ift(spec: str, check: Callable[[Messages], None] = lambda messages: None) -> list[Demonstration]:

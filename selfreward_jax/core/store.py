@@ -68,6 +68,8 @@ def remote_error(error: BaseException) -> str:
     """What went wrong with an object store, as one line; empty if `error` is none of its libraries'."""
     if isinstance(error, ImportError) and "gcsfs" in str(error):
         return "gs:// paths need gcsfs; pip install gcsfs (selfreward_jax[tpu] brings it)."
+    if isinstance(error, ImportError) and "s3fs" in str(error):
+        return "s3:// paths need s3fs; pip install s3fs."
     if type(error).__module__.split(".")[0] in ("gcsfs", "google", "aiohttp"):
         return f"gs://: {' '.join(str(error).split())}; mend that, and run the same command again."
     return ""

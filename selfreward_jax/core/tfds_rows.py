@@ -3,10 +3,9 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from selfreward_jax.core.errors import UserError
-from selfreward_jax.core.json_rows import present
+from selfreward_jax.core.errors import UserError, first_line
 from selfreward_jax.core.paths import local_path
-from selfreward_jax.core.rows import Row, parse_row
+from selfreward_jax.core.rows import Row, parse_row, present
 
 TFDS = "tfds:"
 
@@ -40,7 +39,7 @@ def _open_tfds(spec: str) -> Sequence[Row]:
         mend = "check the name, or give the folder that holds it with ?data_dir=PATH"
         raise UserError(f"{spec}: TFDS has no data set {name}, and {where} holds none either; {mend}.") from None
     except Exception as error:  # TFDS has no error of its own
-        raise UserError(f"{spec}: TFDS can't open it ({_first_line(error)}).") from None
+        raise UserError(f"{spec}: TFDS can't open it ({first_line(error)}).") from None
     place = f", data_dir='{data_dir}'" if data_dir else ""
     call = f"tfds.builder('{name}'{place}, file_format='array_record').download_and_prepare()"
     prepare = f'prepare it: python -c "import tensorflow_datasets as tfds; {call}"'
@@ -57,7 +56,7 @@ def _open_tfds(spec: str) -> Sequence[Row]:
     except ImportError as error:
         raise UserError(f"{spec}: {error.name or error} is missing; pip install array_record.") from None
     except Exception as error:  # as before
-        raise UserError(f"{spec}: TFDS can't read it ({_first_line(error)}).") from None
+        raise UserError(f"{spec}: TFDS can't read it ({first_line(error)}).") from None
 
 
 def parse_tfds(spec: str) -> tuple[str, str, str | None]:
@@ -84,7 +83,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Iterable) and not isinstance(value, str):
         return [_plain(item) for item in value]
     return value
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".: ")

@@ -14,6 +14,8 @@ import threading
 import time
 from typing import Any, NoReturn
 
+from selfreward_jax.core.errors import first_line
+
 SECONDS_BETWEEN_BEATS = 1.0
 PATIENCE, SUSPICION = 30, 8  # beats missed until a process counts as lost; the latter once a collective has failed
 GRACE = 5  # beats that a process has to end by itself, if another has said that it gave up
@@ -71,7 +73,7 @@ class _Watch:
                 heard = self.hear()
             except Exception as error:
                 if not self.ended.is_set():
-                    _end(f"process 0 is gone, and with it what joins the processes ({_first_line(error)})")
+                    _end(f"process 0 is gone, and with it what joins the processes ({first_line(error)[:120]})")
                 return
             for index in range(self.count):
                 word = heard.get(index, "")
@@ -129,7 +131,7 @@ def _leave_at_exit() -> None:
     if _watch is None or _watch.ended.is_set():
         return
     error = getattr(sys, "last_value", None)  # what nothing caught
-    leave(0) if error is None else leave(1, f"{type(error).__name__}: {_first_line(error)}")
+    leave(0) if error is None else leave(1, f"{type(error).__name__}: {first_line(error)[:120]}")
 
 
 def explain(error: BaseException) -> None:
@@ -138,10 +140,6 @@ def explain(error: BaseException) -> None:
         return
     _watch.patience = SUSPICION
     time.sleep(2 * SUSPICION * SECONDS_BETWEEN_BEATS)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:120]
 
 
 def _end(why: str) -> NoReturn:

@@ -8,9 +8,8 @@ import collections
 from collections.abc import Sequence
 
 from selfreward_jax.core.errors import UserError
-from selfreward_jax.core.forms import present
 from selfreward_jax.core.readers import read_rows
-from selfreward_jax.core.rows import Prompt, Row, as_messages, content_id
+from selfreward_jax.core.rows import Prompt, Row, as_messages, content_id, present
 
 
 def parse_instruction(row: Row) -> tuple[Prompt, str]:

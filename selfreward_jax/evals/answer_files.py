@@ -4,10 +4,10 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from selfreward_jax.core.errors import UserError, shorten
-from selfreward_jax.core.forms import PROMPTS, demonstration, present, prompt_of
+from selfreward_jax.core.forms import PROMPTS, demonstration, prompt_of
 from selfreward_jax.core.progress import say
 from selfreward_jax.core.readers import read_rows
-from selfreward_jax.core.rows import Messages, Prompt, Row, content_id, last_request
+from selfreward_jax.core.rows import Messages, Prompt, Row, content_id, last_request, present
 
 
 @dataclasses.dataclass(frozen=True)

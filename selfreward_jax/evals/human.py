@@ -1,6 +1,6 @@
 """Answers that people have put in order, in any of the forms of `core.forms.ranked`: what a judge is measured against.
 
-Ranks count where all answers have one, else scores. `subset` (or `category`) names a part of the data that is also
+`subset` (or `category`) names a part of the data that is also
 measured by itself. Further fields are ignored.
 """
 
@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from etils import epath
 
 from selfreward_jax.core.errors import UserError
-from selfreward_jax.core.forms import Candidate, present, ranked
+from selfreward_jax.core.forms import order, ranked
 from selfreward_jax.core.readers import read_rows
-from selfreward_jax.core.rows import Prompt, Response, Row, content_id, group_by
+from selfreward_jax.core.rows import Prompt, Response, Row, content_id, group_by, present
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,11 +21,12 @@ class RankedPrompt:
     """A prompt with its answers and their order by people.
 
     Attributes:
-      answers: texts.
+      answers: texts, of the answers that have a place in the order.
       ranks: of each answer, lower is better; equal where people prefer neither.
       subset: a part of the data, "" if the row names none.
       split: "" if the row names none.
       partial: it is one row of several, each with one answer to the prompt.
+      unranked: how many further answers have no place, and are left out.
     """
 
     prompt: Prompt
@@ -34,6 +35,7 @@ class RankedPrompt:
     subset: str = ""
     split: str = ""
     partial: bool = False
+    unranked: int = 0
 
     @property
     def ordered(self) -> bool:
@@ -56,12 +58,16 @@ class HumanData:
     Attributes:
       rows: prompts whose answers people have put in order.
       equal_ranks: prompts left out since all their answers have the same rank.
-      single_answer: prompts left out since they have one answer.
+      single_answer: prompts left out since they have one answer with a rank.
+      no_answer: prompts left out since they have none.
+      unranked: answers left out since they have neither rank nor score.
     """
 
     rows: tuple[RankedPrompt, ...]
     equal_ranks: int
     single_answer: int
+    no_answer: int = 0
+    unranked: int = 0
 
     @property
     def prompts(self) -> list[Prompt]:
@@ -92,44 +98,37 @@ def load_human(path: epath.PathLike, *, split: str = "", max_prompts: int = 0, s
             raise UserError(f"--split={split}: {path} has no such row; {known}.")
     measured = [row for row in rows if row.ordered]
     single = sum(len(row.answers) == 1 for row in rows)
+    none = sum(not row.answers for row in rows)
+    equal = len(rows) - len(measured) - single - none
     if not measured:
         raise UserError(
             f"{path}: nothing to measure; no prompt has two answers of different ranks"
-            f" ({len(rows) - single} with equal ranks, {single} with a single answer)."
+            f" ({equal} with equal ranks, {single} with a single answer, {none} without a ranked answer)."
         )
     if 0 < max_prompts < len(measured):
         chosen = sorted(random.Random(seed).sample(range(len(measured)), max_prompts))
         measured = [measured[n] for n in chosen]
-    return HumanData(tuple(measured), sum(not row.ordered for row in rows) - single, single)
+    return HumanData(tuple(measured), equal, single, none, sum(row.unranked for row in rows))
 
 
 def parse_ranked(row: Row) -> RankedPrompt:
     """One row. Raises `KeyError` or `ValueError` for a wrong one."""
     row = present(row)
     made = ranked(row)
-    if not made.answers:
-        raise ValueError("a prompt without answers")
+    placed = [(a.text, rank) for a, rank in zip(made.answers, order(made.answers), strict=True) if rank is not None]
     named = {name: row.get(name) or "" for name in ("subset", "category", "split")}
     for name, value in named.items():
         if not isinstance(value, str):
             raise ValueError(f"{name} must be text")
     return RankedPrompt(
         Prompt(content_id(made.prompt), made.prompt, "given"),
-        tuple(answer.text for answer in made.answers),
-        _ranks(made.answers),
+        tuple(text for text, _ in placed),
+        tuple(rank for _, rank in placed),
         named["subset"] or named["category"],
         named["split"],
         made.partial,
+        len(made.answers) - len(placed),
     )
-
-
-def _ranks(answers: Sequence[Candidate]) -> tuple[float, ...]:
-    ranks, scores = [a.rank for a in answers], [None if a.score is None else -a.score for a in answers]
-    values = scores if None in ranks and None not in scores else ranks
-    if None in values:
-        every = "every answer needs a rank, or every one a score"
-        raise ValueError(f"answer {values.index(None) + 1} of {len(values)} has no rank; {every}")
-    return tuple(value for value in values if value is not None)
 
 
 def _joined(rows: Sequence[RankedPrompt]) -> list[RankedPrompt]:

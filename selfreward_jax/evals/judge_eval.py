@@ -137,7 +137,12 @@ def _evaluate(
         **({"reference": dataclasses.asdict(reference)} if reference else {}),
         "prompts": len(judged),
         "responses": len(rows),
-        "left_out": {"equal_ranks": data.equal_ranks, "single_answer": data.single_answer},
+        "left_out": {
+            "equal_ranks": data.equal_ranks,
+            "single_answer": data.single_answer,
+            "no_answer": data.no_answer,
+            "unranked_answers": data.unranked,
+        },
         "judgements": len(judgements),
         **_judgement_facts(data, judgements, needed),
         **to_json(judge_metrics(judged, seed=seed)),

@@ -10,9 +10,10 @@ from typing import Any
 from etils import epath
 
 from selfreward_jax.core.interrupt import Interrupt
+from selfreward_jax.core.paths import local_path
 from selfreward_jax.core.progress import say
 from selfreward_jax.core.rows import Row
-from selfreward_jax.core.store import local_path, write_atomic
+from selfreward_jax.core.store import write_atomic
 from selfreward_jax.evals.desk import Desk
 from selfreward_jax.evals.statistics import Interval, mean_interval
 from selfreward_jax.loop import self_reward

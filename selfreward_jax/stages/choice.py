@@ -15,9 +15,10 @@ from ml_collections import ConfigDict
 
 from selfreward_jax.core.checkpoints import Checkpoints
 from selfreward_jax.core.errors import UserError
+from selfreward_jax.core.forms import prompt_of
 from selfreward_jax.core.progress import say
 from selfreward_jax.core.readers import read_rows
-from selfreward_jax.core.rows import Prompt, Row, as_messages, content_id, draw
+from selfreward_jax.core.rows import Prompt, Row, content_id, draw
 from selfreward_jax.core.tokens import Chat
 from selfreward_jax.llama.config import LlamaConfig
 from selfreward_jax.llama.load import Model, abstract_params, load_chat, load_model
@@ -46,7 +47,7 @@ def validation_prompts(run: Run, title: str, held_out: Sequence[TrainRow], asked
     """
     c, most = run.config.checkpoint, run.config.respond.max_new_tokens
     if c.prompts:
-        found = read_rows(c.prompts, lambda row: as_messages(row["prompt"]), "rows with a prompt")
+        found = read_rows(c.prompts, prompt_of, "rows with a prompt")
     else:
         ids = [row.examples[0].prompt_ids for row in held_out]
         found = [tuple(asked[i]) for i in ids if i in asked]

@@ -14,7 +14,7 @@ from selfreward_jax.stages.sft import fit, seed_rows
 from selfreward_jax.stages.training import is_trained, train_model, training_inputs
 from selfreward_jax.training.batches import Example, TrainRow
 from selfreward_jax.training.objectives import make_objective
-from selfreward_jax.training.preferences import Labelled, Single, given, preference_rows
+from selfreward_jax.training.preferences import Labelled, Prepared, Single, given, preference_rows
 
 OWN = ("pairs", "positives")  # as `dpo.data`: what the iteration made itself; else a file
 
@@ -23,10 +23,26 @@ def given_preferences(run: Run) -> list[Pair | Single]:
     """The preferences of the file that `dpo.data` names; none where each iteration makes its own.
 
     Raises:
-      UserError: there is no such file, or a row of it is wrong.
+      UserError: there is no such file, a row of it is wrong, or the loss can't learn from them.
     """
     data = run.config.dpo.data
-    return [] if data in OWN else read_rows(data, lambda row: given(row, run.chat), "preferences")
+    if data in OWN:
+        return []
+    preferences = read_rows(data, lambda row: given(row, run.chat), "preferences")
+    _prepared(run, preferences, data)  # what is wrong shows before hours of training, not after them
+    return preferences
+
+
+def _prepared(run: Run, preferences: Sequence[Pair | Single], where: str) -> Prepared:
+    """Raises `UserError` if there is nothing to learn from, or not with this loss."""
+    c = run.config.dpo
+    limit = min(c.max_length, run.context)
+    prepared = preference_rows(preferences, loss_settings(c), limit, where)
+    if not prepared.rows:
+        left_out = prepared.left_out(limit) or "none"
+        why = "; dropped.jsonl beside it says why. More prompts, candidates or judgements may help."
+        raise UserError(f"{where}: no pairs to learn from; there are {left_out}{why if c.data in OWN else '.'}")
+    return prepared
 
 
 def preference_train(run: Run, t: int, pairs: Sequence[Pair | Single]) -> ModelRef:
@@ -46,15 +62,10 @@ def preference_train(run: Run, t: int, pairs: Sequence[Pair | Single]) -> ModelR
     reference = run.reference(t) if losses.needs_reference else None
     limit = min(c.max_length, run.context)
     path = str(run.root / f"m{t}" / "pairs.jsonl") if c.data in OWN else c.data
-    prepared = preference_rows(pairs, losses, limit, path)
+    prepared = _prepared(run, pairs, path)
     left_out = prepared.left_out(limit)
     kept = len(pairs) - prepared.too_long - prepared.equal
     facts = {"pairs": kept, "dropped_too_long": prepared.too_long, "dropped_equal": prepared.equal}
-    if not kept:
-        why = "dropped.jsonl beside it says why. More prompts, candidates or judgements may help."
-        raise UserError(
-            f"{path}: no pairs to learn from; there are {left_out or 'none'}{f'; {why}' if c.data in OWN else '.'}"
-        )
     labelled = prepared.rows
     rows = [x.row for x in labelled]
     frozen = {"reference": dataclasses.asdict(reference) if reference else None}

@@ -14,9 +14,10 @@ from etils import epath
 from selfreward_jax import __version__
 from selfreward_jax.core import hosts
 from selfreward_jax.core.interrupt import Interrupt
+from selfreward_jax.core.paths import is_local, local_path
 from selfreward_jax.core.progress import Meter, meter, say
 from selfreward_jax.core.rows import Row
-from selfreward_jax.core.store import Journal, Manifest, is_local, local_path, sha256_file, write_atomic
+from selfreward_jax.core.store import Journal, Manifest, sha256_file, write_atomic
 
 # How often rows in the making go to disk, and to an object store, where each part is an upload.
 ROWS_PER_PART, SECONDS_PER_PART, SECONDS_PER_UPLOAD = 256, 2.0, 30.0

@@ -4,6 +4,7 @@ import random
 
 from selfreward_jax.core import hosts
 from selfreward_jax.core.errors import UserError, about
+from selfreward_jax.core.forms import prompt_of
 from selfreward_jax.core.progress import meter, say
 from selfreward_jax.core.readers import fingerprint, iter_rows, read_rows
 from selfreward_jax.core.rows import Messages, Prompt, Row, as_messages, content_id, load_rows, to_line
@@ -92,7 +93,7 @@ def _from_file(run: Run, t: int) -> list[Prompt]:
     check = renderable(run.chat)
 
     def parse(row: Row) -> Messages:
-        messages = as_messages(row["prompt"])
+        messages = prompt_of(row)
         check(messages)
         return messages
 
@@ -162,7 +163,7 @@ def _seeds(path: str, ift: str) -> list[str]:
     """The demonstrations that prompts are written after."""
     if not path:
         return [d.messages[-1]["content"] for d in load_ift(ift)]
-    return read_rows(path, lambda row: as_messages(row["prompt"])[-1]["content"], "rows with a prompt")
+    return read_rows(path, lambda row: prompt_of(row)[-1]["content"], "rows with a prompt")
 
 
 def _template(path: str) -> str:

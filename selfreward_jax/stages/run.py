@@ -16,8 +16,9 @@ from selfreward_jax.core.config import differences, to_dict
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.interrupt import Interrupt
 from selfreward_jax.core.metrics import SPEED_FILE, Board, Tracker
+from selfreward_jax.core.paths import is_local, local_path
 from selfreward_jax.core.rows import read_jsonl, to_line
-from selfreward_jax.core.store import is_local, local_path, write_atomic
+from selfreward_jax.core.store import write_atomic
 from selfreward_jax.core.tokens import Chat, sha256_json
 from selfreward_jax.llama.config import LlamaConfig
 from selfreward_jax.llama.hub import at, commit_of

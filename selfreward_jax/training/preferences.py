@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from selfreward_jax.core.errors import UserError
-from selfreward_jax.core.forms import SIDES, is_preference, preference, present, unpaired
+from selfreward_jax.core.forms import SIDES, is_preference, preference, unpaired
 from selfreward_jax.core.losses import LOSSES, LossSettings
-from selfreward_jax.core.rows import Messages, Pair, content_id, from_dict
+from selfreward_jax.core.rows import Messages, Pair, Row, content_id, from_dict, present
 from selfreward_jax.core.tokens import Chat, common_prefix
 from selfreward_jax.training.batches import Example, TrainRow
 
@@ -63,8 +63,9 @@ def given(row: Mapping[str, Any], chat: Chat) -> Pair | Single:
       KeyError, TypeError, ValueError: a column is missing or wrong.
       UserError: the chat template can't render it.
     """
-    if row.get("chosen_token_ids") is not None:
-        return from_dict(Pair, present(row))
+    row = present(row)
+    if "chosen_token_ids" in row:
+        return _with_ids(row)
     if not is_preference(row):
         one = unpaired(row)
         prompt_ids, (ids,) = completions_ids(chat, one.prompt, [one.completion])
@@ -88,6 +89,16 @@ def given(row: Mapping[str, Any], chat: Chat) -> Pair | Single:
         provenance={},
         weight=pair.weight,
     )
+
+
+def _with_ids(row: Row) -> Pair:
+    fields = dataclasses.fields(Pair)
+    if lost := [f.name for f in fields if f.default is dataclasses.MISSING and f.name not in row]:
+        raise ValueError(f"a pair with chosen_token_ids must be a line of pairs.jsonl; it lacks {', '.join(lost)}")
+    for name in ("prompt_token_ids", *(f"{side}_token_ids" for side in SIDES)):
+        if not isinstance(row[name], list) or not all(type(token) is int for token in row[name]):
+            raise ValueError(f"{name} must be a list of whole numbers")
+    return from_dict(Pair, {f.name: row[f.name] for f in fields if f.name in row})
 
 
 def completions_ids(

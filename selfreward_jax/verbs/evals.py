@@ -13,9 +13,9 @@ from selfreward_jax.core import hosts
 from selfreward_jax.core.config import load_config, override
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.interrupt import Interrupt
+from selfreward_jax.core.paths import local_path
 from selfreward_jax.core.progress import say
 from selfreward_jax.core.readers import fingerprint, stem
-from selfreward_jax.core.store import local_path
 from selfreward_jax.evals.desk import Desk
 from selfreward_jax.evals.human import HumanData, load_human
 from selfreward_jax.evals.judge_eval import Asked, Judge, evaluate_judges
@@ -94,5 +94,7 @@ def _tell(data: HumanData) -> None:
     """A line on what is left out."""
     left = [f"{data.equal_ranks} prompts whose answers all have the same rank"] * bool(data.equal_ranks)
     left += [f"{data.single_answer} prompts with one answer"] * bool(data.single_answer)
+    left += [f"{data.no_answer} prompts without a ranked answer"] * bool(data.no_answer)
+    left += [f"{data.unranked} answers without a rank or a score"] * bool(data.unranked)
     if left:
         say(f"eval judge: {' and '.join(left)} can't be measured and are left out")

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 
 from selfreward_jax import api
 from selfreward_jax.core.errors import UserError
-from selfreward_jax.core.forms import demonstration, present
+from selfreward_jax.core.forms import SYSTEMS, demonstration
 from selfreward_jax.core.interrupt import Interrupt, end_at_once
 from selfreward_jax.core.paths import local_path
 from selfreward_jax.core.progress import meter, say
 from selfreward_jax.core.readers import read_rows
-from selfreward_jax.core.rows import Row, to_line
+from selfreward_jax.core.rows import Row, present, to_line
 from selfreward_jax.core.store import write_atomic
 from selfreward_jax.engine.score import implicit_reward, score_in_order
 from selfreward_jax.llama import hf
@@ -27,14 +27,22 @@ def score(options: argparse.Namespace, overrides: Overrides, interrupt: Interrup
     output = local_path(options.output)
     if not output.parent.exists():
         raise UserError(f"--output={options.output}: the folder {output.parent} does not exist.")
+    if output.is_dir():
+        raise UserError(f"--output={options.output}: a folder; name a file.")
 
     config, words = load_chat(options.model, options.chat_template)
+
+    reference_chat = load_chat(options.reference, options.chat_template) if options.reference else None
+    if reference_chat and reference_chat[1].hashes != words.hashes:
+        raise UserError(f"--reference={options.reference}: another tokenizer or chat template than {options.model}'s.")
 
     def parse(row: Row) -> Example:
         if not options.raw:
             given = demonstration(row, empty=True)
             return _example(*words.answer_ids(given.messages, given.response))
         row = present(row)
+        if apart := [name for name in SYSTEMS if row.get(name)]:
+            raise ValueError(f"with --raw, {apart[0]} would not be read; write it into prompt")
         answer = "completion" if "completion" in row and "response" not in row else "response"
         for name in ("prompt", answer):
             if not isinstance(row[name], str):
@@ -56,11 +64,7 @@ def score(options: argparse.Namespace, overrides: Overrides, interrupt: Interrup
     ]
     if options.reference:
         del model  # one model in memory at a time
-        reference = load_model(options.reference, **how)
-        if reference.chat.hashes != words.hashes:
-            raise UserError(
-                f"--reference={options.reference}: another tokenizer or chat template than {options.model}'s."
-            )
+        reference = load_model(options.reference, chat=reference_chat, **how)
         for row, logp in zip(made, _score(reference, examples, "of the reference", options, interrupt), strict=True):
             row |= {"reference_logp": logp, "reward": implicit_reward(row["logp"], logp, options.beta)}
     write_atomic(output, "".join(map(to_line, made)))

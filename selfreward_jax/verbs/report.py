@@ -5,8 +5,8 @@ import argparse
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.hosts import is_writer
 from selfreward_jax.core.interrupt import Interrupt
+from selfreward_jax.core.paths import local_path
 from selfreward_jax.core.progress import say
-from selfreward_jax.core.store import local_path
 from selfreward_jax.report.make import REPORT, write_report
 from selfreward_jax.stages.run import stored_config
 from selfreward_jax.verbs.runs import Overrides

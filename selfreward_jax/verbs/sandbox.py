@@ -9,7 +9,7 @@ from rich.console import Console
 from selfreward_jax.core.config import leaves, load_config
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.interrupt import Interrupt
-from selfreward_jax.core.store import local_path
+from selfreward_jax.core.paths import local_path
 from selfreward_jax.sandbox.seeds import WorldSettings
 from selfreward_jax.sandbox.study import Study, default_config, study
 from selfreward_jax.sandbox.table import table, verdicts

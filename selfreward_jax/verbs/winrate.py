@@ -13,10 +13,10 @@ from selfreward_jax.core import hosts
 from selfreward_jax.core.config import load_config, override
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.interrupt import Interrupt
+from selfreward_jax.core.paths import local_path
 from selfreward_jax.core.progress import say
 from selfreward_jax.core.readers import fingerprint, is_data, stem
 from selfreward_jax.core.rows import Row, content_id, draw
-from selfreward_jax.core.store import local_path
 from selfreward_jax.evals.answer_files import (
     Answer,
     Question,

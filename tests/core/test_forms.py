@@ -3,6 +3,7 @@
 import copy
 import os
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -229,6 +230,66 @@ def test_what_is_no_preference_names_the_column(row, reason):
     with pytest.raises((KeyError, ValueError), match=reason) as error:
         preference(row)
     assert "\n" not in str(error.value)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What stands before the prompt, and prompts of other names
+
+
+@given(conversations, words, words)
+@settings(max_examples=40, deadline=None)
+def test_a_column_system_is_the_first_turn_in_every_form(prompt, chosen, rejected):
+    told = (SYSTEM, *(m for m in prompt if m["role"] != "system"))
+    for name in ("system", "system_prompt"):
+        said = {name: SYSTEM["content"]}
+        for form, row in forms_of(prompt, chosen, rejected).items():
+            made = preference(row | said)
+            assert (made.prompt, made.chosen) == (told, (assistant(chosen),)), form
+        for row in ({"messages": [*prompt, assistant(chosen)]}, {"prompt": [*prompt], "response": chosen}):
+            assert demonstration(row | said) == Demonstration(told, chosen)
+            assert unpaired(row | said | {"label": True}).prompt == told
+        assert prompt_of({"conversations": sharegpt(prompt)} | said) == told
+        assert prompt_of({"prompt": [*prompt], name: " \n"}) == prompt
+
+
+def test_what_says_otherwise_than_the_systems_turn_is_refused():
+    for row in (
+        {"prompt": [SYSTEM, *ASKED], "system": "Be rude."},
+        {"prompt": "a", "system": "b", "system_prompt": "c"},
+    ):
+        with pytest.raises(ValueError, match=r"says something else than the system's turn"):
+            prompt_of(row)
+    with pytest.raises(ValueError, match="system must be text, not list"):
+        prompt_of({"prompt": "a", "system": ["b"]})
+    with pytest.raises(ValueError, match="history can't be shown"):
+        prompt_of({"instruction": "a", "history": [["b", "c"]]})
+
+
+def test_a_question_is_a_prompt_and_no_other_column_is_passed_over():
+    """Rows of Orca's pairs; the answers begin alike, which is no prompt."""
+    answers = {"chosen": "The sky is blue.", "rejected": "The sky is green."}
+    expected = Preference((user("Which colour?"),), *((assistant(text),) for text in answers.values()))
+    assert preference({"question": "Which colour?", "system": "", "input": "x", **answers}) == expected
+    assert preference({"question": "Which colour?", "system": "Be kind.", **answers}).prompt[0] == SYSTEM
+    assert demonstration({"question": "Which colour?", "response": "Blue."}).messages == (user("Which colour?"),)
+    for name in ("input", "query", "context", "system", "system_prompt"):
+        with pytest.raises(ValueError, match=f"{name} would not be read; call the column prompt"):
+            preference({name: "Which colour?", **answers})
+    assert preference({"input": "", "query": None, **answers}) == SKY
+
+
+def test_a_row_of_pandas_is_read_as_the_same_row_of_parquet():
+    nan, messages = float("nan"), [*ASKED, *GOOD]
+    row = {"messages": np.array([m | {"name": nan, "tool_calls": nan} for m in messages]), "prompt": nan}
+    assert demonstration(row) == Demonstration(ASKED, "Blue.")
+    assert unpaired(row | {"label": np.bool_(True)}).label is True
+
+
+@pytest.mark.parametrize("row", ["x", None, ["x"], 3])
+@pytest.mark.parametrize("read", [demonstration, prompt_of, preference, unpaired, ranked])
+def test_what_is_no_row_is_refused(read, row):
+    with pytest.raises(ValueError, match=f"a row has columns, and this is {type(row).__name__}"):
+        read(row)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.hub_rows import Name, parse_name
-from selfreward_jax.core.json_rows import ArrayReader, present
+from selfreward_jax.core.json_rows import ArrayReader
 from selfreward_jax.core.readers import fingerprint, is_data, iter_rows, read_rows, read_table, stem
+from selfreward_jax.core.rows import present
 from selfreward_jax.core.texts import read_text
 
 ROWS = [
@@ -177,7 +178,7 @@ def test_an_array_is_read_the_same_however_it_is_cut_into_pieces(rows, indent, s
         assert present(json.loads(source)) == value
         if indent:
             assert text.split("\n")[reader.line - 1].startswith(" {")
-    assert found == present(rows)
+    assert found == [present(row) for row in rows]
 
 
 def test_who_takes_few_rows_has_read_few(tmp_path):
@@ -364,6 +365,47 @@ def test_a_configuration_is_named_behind_the_folder(tmp_path):
     assert rows_of(f"hf:{tmp_path}/two") == rows_of(f"hf:{tmp_path}/two:train") == ROWS[1:]
     assert "has several configurations; name one of one, two" in refusal(f"hf:{tmp_path}")
     assert "BuilderConfig 'three' not found; name one of one, two" in refusal(f"hf:{tmp_path}/three")
+
+
+def test_a_folder_that_is_missing_is_no_configuration(tmp_path, offline, monkeypatch):
+    (tmp_path / "a.jsonl").write_bytes(jsonl(ROWS))
+    offline.Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for name in ("./nope", "./saved/nope", "./empty/nope"):
+        assert refusal(f"hf:{name}") == f"hf:{name}: no such folder."
+
+
+def test_a_name_of_the_hub_is_no_folder_that_lies_here(tmp_path, monkeypatch):
+    (tmp_path / "org" / "name").mkdir(parents=True)
+    (tmp_path / "org" / "name" / "train.jsonl").write_bytes(jsonl(ROWS))
+    monkeypatch.chdir(tmp_path)
+    for name in ("org/name", "org/name@v1", "org"):
+        assert f"a folder of this name lies here; write hf:./{name.split('@')[0]}" in refusal(f"hf:{name}")
+    assert rows_of("hf:./org/name") == ROWS
+
+
+def test_no_name_is_not_the_folder_where_one_is(tmp_path, monkeypatch):
+    (tmp_path / "a.jsonl").write_bytes(jsonl(ROWS))
+    monkeypatch.chdir(tmp_path)
+    assert "no data set is named" in refusal("")
+    with pytest.raises(UserError, match="a path is empty"):
+        fingerprint("")
+
+
+@pytest.mark.parametrize("names", [("my_train", "my_test"), ("a-test-v2", "b-train-v2"), ("x.Train.1", "x.Test.1")])
+def test_a_split_may_be_named_anywhere_in_a_files_name(names, tmp_path):
+    for name in names:
+        (tmp_path / f"{name}.jsonl").write_bytes(jsonl([{"from": "train" if "rain" in name else "test"}]))
+    assert rows_of(tmp_path) == [{"from": "train"}]
+    found = read_table(tmp_path, lambda row, split: (row["from"], split), "rows")
+    assert sorted(found) == [("test", "test"), ("train", "train")]
+
+
+def test_a_column_of_parquet_that_comes_twice_is_refused(tmp_path):
+    table = pyarrow.Table.from_arrays([pyarrow.array(["a"]), pyarrow.array(["b"])], names=["prompt", "prompt"])
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    assert refusal(tmp_path / "a.parquet") == f"{tmp_path / 'a.parquet'}: the column prompt comes twice."
 
 
 def test_what_save_to_disk_wrote_is_read_and_its_nulls_are_absent(tmp_path, offline):

@@ -94,7 +94,8 @@ def test_every_form_of_an_eft_row_gives_the_judges_prompt_and_judgement(row, mes
         ({"messages": [USER, {**ANSWER, "content": ""}]}, "content must be text that is not empty"),
         ({"instruction": "Why?", "output": ""}, "output must be text"),
         ({"instruction": "Why?", "input": 3, "output": "x"}, "input must be text"),
-        ({"question": "Why?", "answer": "x"}, "needs prompt and response, .*; found question, answer"),
+        ({"question": "Why?", "answer": "x"}, "the field 'response' is missing"),
+        ({"ask": "Why?", "answer": "x"}, "needs prompt and response, .*; found ask, answer"),
         ({}, "found nothing"),
     ],
 )

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from selfreward_jax.core.errors import UserError
+from selfreward_jax.core.ranked import load_ranked
 from selfreward_jax.evals.human import load_human, parse_ranked
 from tests import tiny
 
@@ -75,6 +76,28 @@ def test_prompts_that_tell_no_order_are_counted_and_left_out(tmp_path):
     assert (len(data.rows), data.equal_ranks, data.single_answer) == (1, 2, 1)
 
 
+def test_answers_without_a_rank_are_counted_and_left_out_as_where_seeds_are_made(tmp_path):
+    feedback = lambda *scores: {"instruction": "q", "completions": [  # noqa: E731
+        {"response": f"t{n}", "overall_score": score} for n, score in enumerate(scores)
+    ]}  # fmt: skip
+    rows = [
+        ranked(0, None, 1),
+        ranked(0, None),
+        ranked(None),
+        feedback(4, None, 9),
+        {"instruction": "r", "completions": []},
+    ]
+    rows += [{"prompt": "s", "responses": [{"text": "a", "rank": 0}, {"text": "b", "score": 1}]}]
+    data = load_human(path := tiny.write_jsonl(tmp_path / "d.jsonl", rows))
+    assert [(row.answers, row.ranks) for row in data.rows] == [(("t0", "t2"), (0, 1)), (("t0", "t2"), (-4, -9))]
+    assert (data.equal_ranks, data.single_answer, data.no_answer, data.unranked) == (0, 2, 2, 5)
+    made, _ = load_ranked([str(path)], "en")
+    assert [[(a.text, a.rank) for a in r.answers] for r in made if r.comparable] == [
+        [("t0", 0), ("t2", 1)],
+        [("t2", 0), ("t0", 1)],
+    ]
+
+
 def test_a_part_is_drawn_by_the_seed_and_keeps_the_order(tmp_path):
     path = tiny.write_jsonl(tmp_path / "d.jsonl", [ranked(0, 1, prompt=f"p{n:02}") for n in range(30)])
     drawn = [[r.prompt.messages[0]["content"] for r in load_human(path, max_prompts=9, seed=s).rows] for s in (0, 0, 1)]
@@ -94,13 +117,7 @@ def test_a_split_is_chosen(tmp_path):
     [
         ({"responses": []}, "the field 'prompt' is missing"),
         ({"prompt": "p"}, "a prompt without answers; give responses, completions, chosen and rejected"),
-        ({"prompt": "p", "responses": []}, "a prompt without answers"),
         ({"prompt": "p", "responses": ["x", "y"]}, "objects with the fields text and rank"),
-        (ranked(0, None), "answer 2 of 2 has no rank"),
-        (
-            {"prompt": "p", "responses": [{"text": "a", "rank": 0}, {"text": "b", "score": 1}]},
-            "answer 2 of 2 has no rank",
-        ),
         (ranked(0, "1"), "the rank of answer 2 must be a finite number from 0 on, not '1'"),
         (ranked(0, True), "answer 2 must be a finite number from 0 on, not True"),
         (ranked(0, float("nan")), "NaN is no JSON; write null"),

@@ -81,7 +81,7 @@ def test_each_model_of_a_run_is_measured(evaluated, ranked):
     for r in made:
         assert r == json.loads((folder / r["model"].lower() / "result.json").read_text())
         assert (r["kind"], r["prompts"], r["responses"], r["judgements"]) == ("judge", 4, 12, 36)
-        assert r["left_out"] == {"equal_ranks": 1, "single_answer": 1}
+        assert r["left_out"] == {"equal_ranks": 1, "single_answer": 1, "no_answer": 0, "unranked_answers": 0}
         assert sum(r["score_hist"]) == round(r["parse_rate"] * 36) > 0
         assert r["hash"] == json.loads((evaluated / r["model"].lower() / "model.json").read_text())["hash"]
 

@@ -73,6 +73,26 @@ def test_a_wrong_row_is_named_before_any_training(rows, expected, data, tmp_path
     assert_refused_at_once(capsys, words, f"{file}{expected}")
 
 
+ANSWERS = [{"prompt": f"{n}?", "completion": "yes", "label": n > 0} for n in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "changes", "expected"),
+    [
+        (ANSWERS, {}, "single answers with a label, and sigmoid learns from pairs"),
+        ([*ANSWERS, *pairs()], {"dpo.loss_type": "kto"}, "row 1 and row 4 are a pair and a single answer"),
+        (ANSWERS[:1], {"dpo.loss_type": "kto"}, "kto needs answers to two prompts or more"),
+        (pairs()[:1], {"dpo.margin_scale": 1.0}, "margin_scale needs score_chosen and score_rejected"),
+        (pairs()[2:3], {}, "no pairs to learn from; there are 1 with the same answer on both sides."),
+    ],
+)
+def test_what_the_loss_can_not_learn_from_is_named_before_any_training(rows, changes, expected, data, tmp_path, capsys):
+    file = tiny.write_jsonl(tmp_path / "pairs.jsonl", rows)
+    words = tiny.arguments("run", tmp_path / "run", data, CHANGES | {"dpo.data": file} | changes)
+    assert_refused_at_once(capsys, words, f"{file}: {expected}")
+    assert not (tmp_path / "run" / "m1").exists()
+
+
 def test_nothing_but_equal_pairs_is_one_line(data, finished, tmp_path, capsys):
     file = tiny.write_jsonl(tmp_path / "pairs.jsonl", pairs()[2:3])
     run = shutil.copytree(finished, tmp_path / "run")
