@@ -217,5 +217,6 @@ def test_with_raw_a_column_system_is_not_passed_over(home, capsys):
 
 def test_a_templates_own_refusal_is_one_line(home, capsys):
     (home / "no.jinja").write_text("{{ raise_exception('This model\\n  takes no turn.') }}")
-    words = [*COMMANDS["score"], "--chat_template=~/no.jinja"]
-    assert_refused_at_once(capsys, ["score", *words], "This model takes no turn.")
+    (home / "one.jsonl").write_text('{"prompt": "a", "response": "b"}')
+    words = [*COMMANDS["score"], "--chat_template=~/no.jinja", "--input=~/one.jsonl"]
+    assert_refused_at_once(capsys, ["score", *words], "~/no.jinja", "This model takes no turn.")

@@ -20,7 +20,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from selfreward_jax.core.checkpoints import Checkpoints
-from selfreward_jax.core.errors import UserError
+from selfreward_jax.core.errors import UserError, about
 from selfreward_jax.core.hosts import is_writer
 from selfreward_jax.core.mesh import RULES, Rules, make_mesh
 from selfreward_jax.core.paths import local_path
@@ -116,7 +116,7 @@ def _template_text(template: str, own: Any) -> str:
     path = local_path(template)
     if not path.is_file():
         named = f", one of the model's own ({', '.join(own)})" if isinstance(own, dict) else ""
-        raise UserError(f"model.chat_template: {template}: no such file; give a Jinja file, plain{named}, or nothing.")
+        raise UserError(f"model.chat_template: {path}: no such file; give a Jinja file, plain{named}, or nothing.")
     return read_text(path, "model.chat_template")
 
 
@@ -196,10 +196,11 @@ def load_chat(path: str, chat_template: str = "", date: str = "") -> tuple[Llama
         tokenizer = load_tokenizer(adapter)
     else:
         tokenizer = load_tokenizer(location) if location.is_dir() else gguf.load_tokenizer(location)
-    template = choose_template(tokenizer.chat_template, _template_text(chat_template, tokenizer.chat_template))
-    tokenizer = within_vocabulary(tokenizer, config.vocab_size, template, str(location))
-    date = date or recorded_date(location) or DATE
-    chat = Chat(tokenizer, template=template, eos_ids=config.eos_token_ids, bos_id=config.bos_token_id, date=date)
+    text, date = _template_text(chat_template, tokenizer.chat_template), date or recorded_date(location) or DATE
+    with about(chat_template if text not in ("", chat_template) else str(location)):  # the file, where it is one
+        template = choose_template(tokenizer.chat_template, text)
+        tokenizer = within_vocabulary(tokenizer, config.vocab_size, template, str(location))
+        chat = Chat(tokenizer, template=template, eos_ids=config.eos_token_ids, bos_id=config.bos_token_id, date=date)
     check_end_ids(str(location), config, chat)
     return config, chat
 

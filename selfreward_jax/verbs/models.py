@@ -9,7 +9,7 @@ from selfreward_jax.core.forms import SYSTEMS, demonstration
 from selfreward_jax.core.interrupt import Interrupt, end_at_once
 from selfreward_jax.core.paths import local_path
 from selfreward_jax.core.progress import meter, say
-from selfreward_jax.core.readers import read_rows
+from selfreward_jax.core.readers import iter_rows, read_rows
 from selfreward_jax.core.rows import Row, present, to_line
 from selfreward_jax.core.store import write_atomic
 from selfreward_jax.engine.score import implicit_reward, score_in_order
@@ -30,8 +30,9 @@ def score(options: argparse.Namespace, overrides: Overrides, interrupt: Interrup
     if output.is_dir():
         raise UserError(f"--output={options.output}: a folder; name a file.")
 
+    what = "rows with prompt and response"
+    next(iter_rows(options.input, lambda row: row, what))  # before a model is fetched
     config, words = load_chat(options.model, options.chat_template)
-
     reference_chat = load_chat(options.reference, options.chat_template) if options.reference else None
     if reference_chat and reference_chat[1].hashes != words.hashes:
         raise UserError(f"--reference={options.reference}: another tokenizer or chat template than {options.model}'s.")
@@ -55,7 +56,7 @@ def score(options: argparse.Namespace, overrides: Overrides, interrupt: Interrup
             raise ValueError(f"it has {len(example)} tokens, more than the model's context of {most}")
         return example
 
-    examples = read_rows(options.input, checked, "rows with prompt and response")
+    examples = read_rows(options.input, checked, what)
     how = {"dtype": options.dtype, "chat_template": options.chat_template}
     model = load_model(options.model, adapter=options.adapter, chat=(config, words), **how)
     made = [
