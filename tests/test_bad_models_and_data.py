@@ -169,7 +169,11 @@ def test_a_mesh_larger_than_the_machine_is_named(capsys, data, tmp_path):
         ('{"response": "b"}', [], [":1", "needs prompt and response", "found response"]),
         ('{"prompt": "a", "response": 3}', [], [":1", "response must be text"]),
         ('{"prompt": [{"role": "user", "content": "a"}], "response": "b"}', ["--raw"], [":1", "prompt must be text"]),
-        (f'{{"prompt": "a", "response": "b"}}\n{{"prompt": "a", "response": "{TOO_LONG}"}}', [], [":2", "2048"]),
+        (
+            f'{{"prompt": "a", "response": "b"}}\n{{"prompt": "a", "response": "{TOO_LONG}"}}',
+            [],
+            [":2: it has", "2048"],
+        ),
         ("", [], ["empty"]),
     ],
 )

@@ -219,4 +219,4 @@ def test_a_templates_own_refusal_is_one_line(home, capsys):
     (home / "no.jinja").write_text("{{ raise_exception('This model\\n  takes no turn.') }}")
     (home / "one.jsonl").write_text('{"prompt": "a", "response": "b"}')
     words = [*COMMANDS["score"], "--chat_template=~/no.jinja", "--input=~/one.jsonl"]
-    assert_refused_at_once(capsys, ["score", *words], "~/no.jinja", "This model takes no turn.")
+    assert_refused_at_once(capsys, ["score", *words], "~/no.jinja", "This model takes no turn)")

@@ -1,7 +1,6 @@
 """Answers that people have put in order, in any of the forms of `core.forms.ranked`: what a judge is measured against.
 
-`subset` (or `category`) names a part of the data that is also
-measured by itself. Further fields are ignored.
+`subset` (or `category`) names a part of the data that is also measured by itself. Further fields are ignored.
 """
 
 import dataclasses

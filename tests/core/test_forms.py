@@ -268,7 +268,7 @@ def test_what_says_otherwise_than_the_systems_turn_is_refused():
 def test_a_question_is_a_prompt_and_no_other_column_is_passed_over():
     """Rows of Orca's pairs; the answers begin alike, which is no prompt."""
     answers = {"chosen": "The sky is blue.", "rejected": "The sky is green."}
-    expected = Preference((user("Which colour?"),), *((assistant(text),) for text in answers.values()))
+    expected = Preference((user("Which colour?"),), (assistant("The sky is blue."),), (assistant("The sky is green."),))
     assert preference({"question": "Which colour?", "system": "", "input": "x", **answers}) == expected
     assert preference({"question": "Which colour?", "system": "Be kind.", **answers}).prompt[0] == SYSTEM
     assert demonstration({"question": "Which colour?", "response": "Blue."}).messages == (user("Which colour?"),)
