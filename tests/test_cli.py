@@ -24,7 +24,7 @@ from tests.refused import assert_refused_at_once
         (["score", "--input=i", "--output=o"], ["--model"]),
         (["score", "--model=m", "--input=i", "--output=o", "--rows=0"], ["--rows", "at least 1"]),
         (["score", "--model=m", "--input=i", "--output=o", "--rows=x"], ["--rows", "invalid int value: 'x'"]),
-        (["score", "--model=m", "--input=nowhere.jsonl", "--output=o"], ["m: no such file or folder"]),
+        (["score", "--model=m", "--input=nowhere.jsonl", "--output=o"], ["nowhere.jsonl", "no such file"]),
         (["score", "--model=m", "--input=i", "--output=no/where"], ["--output=no/where", "does not exist"]),
         (["score", "--model=m", "--input=i", "--output=o", "--config.seed=1"], ["--config.seed=1"]),
         (["export", "--model=m"], ["--output"]),
