@@ -139,17 +139,20 @@ def wait_for_all(name: str) -> None:
 def generation_config(config: LlamaConfig, sampling: Mapping[str, Any]) -> dict[str, Any]:
     """`generation_config.json`: the special ids, and every setting of sampling that a reader would fill in otherwise.
 
+    The limit is `max_length`, the context, where transformers would fill in 20 tokens. A limit of new tokens would go
+    before the one that other programs ask for by length, such as lm-eval's.
+
     Args:
       sampling: section `respond` of a configuration.
     """
     hf = config_to_hf(config, "float32")
     ids = {key: hf[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if hf[key] is not None}
-    names = ("temperature", "top_p", "top_k", "max_new_tokens")
+    names = ("temperature", "top_p", "top_k")
     optional = {"min_p": sampling["min_p"], "min_new_tokens": sampling["min_new_tokens"]}
     optional["stop_strings"] = list(sampling["stop"])  # `generate` asks for the tokenizer where this is set
     return (
         ids
-        | {"do_sample": sampling["temperature"] > 0}
+        | {"do_sample": sampling["temperature"] > 0, "max_length": config.max_position_embeddings}
         | {name: sampling[name] for name in names}
         | {name: value for name, value in optional.items() if value}
         | NEUTRAL

@@ -38,11 +38,22 @@ def records(path: Path):
             parts = b""
 
 
+def whole(path: Path) -> list:
+    """All records, once the package's own process has written the last one, which says how the session ended."""
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        found = list(records(path))
+        if any(record.HasField("exit") for record in found):
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"{path}: has no end")
+
+
 def read(folder: Path) -> tuple[list[str], list[dict[str, Any]]]:
     """The ids of a run's sessions, and the rows of all, in their order."""
     ids, rows = [], []
     for path in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
-        for record in records(path):
+        for record in whole(path):
             if record.HasField("run"):
                 ids.append(record.run.run_id)
             if record.HasField("history"):
@@ -89,6 +100,7 @@ def test_a_run_sends_what_its_metrics_hold(data, tmp_path):
     expected = tiny.read_jsonl(tmp_path / "run" / "m1" / "metrics.jsonl")
     assert [{f"m1/{k}": v for k, v in row.items() if v is not None} for row in expected] == rows
     assert cli.main(words) == 0  # all is done already
+    wandb.finish()
     assert len(set(read(tmp_path / "run")[0])) == 1
 
 

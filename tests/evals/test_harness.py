@@ -190,7 +190,7 @@ def test_an_answer_that_is_begun_is_not_ended(model):
 
 def test_a_template_without_a_system_role_gets_no_system_message(model, monkeypatch, capsys):
     refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
-    monkeypatch.setattr(model.tokenizer, "chat_template", refusing + small_tokenizers.LLAMA3)
+    monkeypatch.setattr(model.model.chat, "_source", refusing + small_tokenizers.LLAMA3)
     asked = [{"role": "user", "content": "the north"}]
     text = model.apply_chat_template([{"role": "system", "content": "You help."}, *asked])
     assert text == model.apply_chat_template(asked)

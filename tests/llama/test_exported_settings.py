@@ -19,10 +19,10 @@ CONFIG = LlamaConfig(
     vocab_size=300, hidden_size=32, intermediate_size=48, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=16,
     bos_token_id=1, eos_token_ids=(2, 7),
 )  # fmt: skip
-# Filled in by transformers without changing what is drawn: lengths, of which `max_new_tokens` takes precedence, beams,
-# of which there is one, other models that help, what is returned, and names.
+# Filled in by transformers without changing what is drawn: beams, of which there is one, other models that help, what
+# is returned, and names.
 HARMLESS = {
-    "max_length", "min_length", "early_stopping", "length_penalty", "diversity_penalty", "num_beam_groups",
+    "min_length", "early_stopping", "length_penalty", "diversity_penalty", "num_beam_groups",
     "num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold", "assistant_lookbehind",
     "target_lookbehind", "encoder_repetition_penalty", "encoder_no_repeat_ngram_size", "remove_invalid_values",
     "output_scores", "return_dict_in_generate", "transformers_version",
@@ -30,7 +30,7 @@ HARMLESS = {
 SAMPLING = [
     {},
     {"temperature": 1.3, "top_p": 0.5, "top_k": 40, "min_p": 0.05, "min_new_tokens": 3, "stop": ("\n\n",)},
-    {"temperature": 0.0, "top_p": 1.0, "max_new_tokens": 7},
+    {"temperature": 0.0, "top_p": 1.0},
 ]
 
 
@@ -51,8 +51,10 @@ def test_transformers_samples_as_the_run_did(changes, tmp_path):
     hf_save.write_json(epath.Path(tmp_path) / "generation_config.json", hf_save.generation_config(CONFIG, respond))
     found = effective(tmp_path)
     assert found["do_sample"] == (respond["temperature"] > 0)
-    for name in ("temperature", "top_p", "top_k", "max_new_tokens"):
+    for name in ("temperature", "top_p", "top_k"):
         assert found[name] == respond[name]
+    assert found["max_length"] == CONFIG.max_position_embeddings
+    assert "max_new_tokens" not in found, "it would go before a length that the caller gives"
     for name in ("min_p", "min_new_tokens"):
         assert found.get(name, 0) == respond[name]
     assert found.get("stop_strings", []) == list(respond["stop"])

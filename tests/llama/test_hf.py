@@ -250,7 +250,7 @@ def test_export_writes_sampling_defaults_and_provenance(folder, tmp_path):
         "temperature": 0.7,
         "top_p": 0.9,
         "top_k": 0,
-        "max_new_tokens": 1024,
+        "max_length": config.max_position_embeddings,
         **hf_save.NEUTRAL,
     }
     assert json.loads((tmp_path / "out" / hf_save.PROVENANCE).read_text()) == {"run": "m2"}

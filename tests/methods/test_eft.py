@@ -132,9 +132,8 @@ def test_balanced_rows_keep_to_share_and_number(scores, share, most):
     [
         ("Good and short.\nScore: 4", "Good and short."),
         ("Good.\n\n**Score: 4/5**\nThank you!", "Good."),
-        ("Score: 2 at first, then more. Score: 3", "Score: 2 at first, then more."),
         ("Good. Score: 3. Score: 9", ""),
-        ('It says "bread".\n\nTherefore, my final score: 4', 'It says "bread".\n\nTherefore,'),
+        ('It says "bread".\n\nTherefore, my final score: 4', 'It says "bread".'),
         ('{"reason": "Good.", "score": 4}', '{"reason": "Good.",'),
         ("Good.\n<b>Score: 4</b>", "Good."),
         ("Good.\n$\\boxed{4}$", "Good."),

@@ -43,7 +43,7 @@ def test_an_exported_model_of_a_run_brings_its_card_and_the_runs_sampling(finish
     for row in json.loads((finished / "summary.json").read_text()):
         assert f" {row['model']} |" in card.text and f"{row['train']['last']['loss']:.3f}" in card.text
     settings = json.loads((out / "generation_config.json").read_text())
-    assert (settings["max_new_tokens"], settings["top_k"]) == (16, 0)  # as in tests/tiny.py; transformers: 20 and 50
+    assert (settings["max_length"], settings["top_k"]) == (2048, 0)  # as in tests/tiny.py; transformers: 20 and 50
     assert load_model(str(out)).chat.eos_ids == load_model(str(finished / "m3")).chat.eos_ids
 
 
