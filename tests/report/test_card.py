@@ -161,7 +161,7 @@ def test_a_title_says_no_more_than_the_models_name(tmp_path, monkeypatch):
 
 def test_of_data_the_hubs_names_are_told_and_of_paths_what_they_end_with(tmp_path):
     fields = {
-        "seeds.ift": "hf:/home/me/secret/mine:train",
+        "seeds.ift": "hf:/data/me/secret/mine:train",
         "seeds.eft": "hf:~/secret/mine",
         "prompts.seeds": "hf:./secret/mine",
         "prompts.source": "hf:org/asked@v1/default:train[:100]",
