@@ -58,7 +58,8 @@ def validation_prompts(run: Run, title: str, held_out: Sequence[TrainRow], asked
             f"{where}: no prompt that checkpoints could answer; hold out more rows (config.checkpoint.held_out), or"
             " give a file (config.checkpoint.prompts)."
         )
-    fitting = [p for p in prompts if len(run.chat.prompt_ids(p.messages)) + most <= run.context]
+    lengths = [len(ids) for ids in run.chat.prompts_ids([p.messages for p in prompts])]
+    fitting = [p for p, length in zip(prompts, lengths, strict=True) if length + most <= run.context]
     if not fitting:
         raise UserError(f"{where}: no prompt fits into {run.context} tokens with an answer of {most}.")
     if len(fitting) < len(prompts):

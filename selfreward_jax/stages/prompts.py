@@ -80,7 +80,10 @@ def check_prompt_file(run: Run) -> None:
         _template(c.prompts.template)
         return
     prompts = [p for t in range(2, c.loop.iterations + 1) for p in _from_file(run, t)]
-    requests = [Request(repr(p.messages[-1]["content"][:60]), tuple(run.chat.prompt_ids(p.messages))) for p in prompts]
+    asked = run.chat.prompts_ids([p.messages for p in prompts])
+    requests = [
+        Request(repr(p.messages[-1]["content"][:60]), tuple(ids)) for p, ids in zip(prompts, asked, strict=True)
+    ]
     where = f"config.prompts.source: {c.prompts.source}: prompt"
     check_requests(requests, c.respond.n, sampling_settings(c.respond), run.context, where)
 
