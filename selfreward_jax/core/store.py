@@ -6,6 +6,7 @@ are joined into the artefact. Nothing here depends on the clock, so a resumed ru
 """
 
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -87,6 +88,26 @@ def sha256_file(path: epath.PathLike) -> str:
     return digest.hexdigest()
 
 
+def known_sha256(path: epath.PathLike) -> str:
+    """The same, read once in a process: a second look is at what the file system says of the file."""
+    path = epath.Path(path)
+    if is_local(path):
+        stat = os.stat(path)
+        return _known_sha256(os.fspath(path), (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
+    stat = path.stat()
+    return _known_sha256(os.fspath(path), (stat.length, stat.mtime))
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _known_sha256(path: str, seen: tuple[int, ...]) -> str:
+    return sha256_file(path)
+
+
+def differ(expected: str, found: str) -> str:
+    """For messages: two hashes, as short as tells them apart."""
+    return f"SHA-256 {expected[:8]}.. expected, {found[:8]}.. found"
+
+
 class Journal:
     """Rows of an artefact in the making, kept as parts `NAME.partial/000000.jsonl`, in the order of their numbers.
 
@@ -126,8 +147,14 @@ class Journal:
         numbers = self.numbers() if is_writer() else []
         self.write(numbers[-1] + 1 if numbers else 0, rows)
 
-    def finish(self, order: Callable[[Row], Any] | None = None) -> None:
-        """Joins all parts into the artefact, sorted by `order` if given. The parts stay until `discard`."""
+    def finish(
+        self, order: Callable[[Row], Any] | None = None, check: Callable[[bytes], None] = lambda data: None
+    ) -> None:
+        """Joins all parts into the artefact, sorted by `order` if given. The parts stay until `discard`.
+
+        Args:
+          check: sees the artefact before it takes the place of an earlier one; may raise.
+        """
         if not is_writer():
             return
         lines = (line for number in self.numbers() for line in self._part(number).read_text().split("\n") if line)
@@ -135,7 +162,9 @@ class Journal:
             # Rows as text take a tenth of the memory of rows as objects.
             placed = sorted(((order(json.loads(line)), line) for line in lines), key=lambda row: row[0])
             lines = (line for _, line in placed)
-        write_atomic(self.path, "".join(f"{line}\n" for line in lines))
+        data = "".join(f"{line}\n" for line in lines).encode()
+        check(data)
+        write_atomic(self.path, data)
 
     def discard(self) -> None:
         if is_writer() and self.folder.exists():
@@ -164,11 +193,33 @@ class Manifest:
         """All lines, in the order in which they were made."""
         return list(self._entries.values())
 
+    def after(self, artefact: str) -> list[str]:
+        """What was made after an artefact, and so perhaps from it."""
+        names = list(self._entries)
+        return [name for name in names[names.index(artefact) + 1 :] if self._entries[name]["inputs"]]
+
     def is_made(self, artefact: str, inputs: Mapping[str, Any]) -> bool:
-        """Whether the artefact exists and was made from exactly these inputs."""
+        """Whether the artefact was made from exactly these inputs; what lies there now is told by `changed`."""
         entry = self._entries.get(artefact)
-        made = entry is not None and entry["inputs"] == json.loads(json.dumps(inputs))
-        return made and (self.root / artefact).exists()
+        return entry is not None and entry["inputs"] == json.loads(json.dumps(inputs))
+
+    def changed(self, artefact: str) -> str:
+        """What of an artefact, or of the files that belong to it, is not as it was recorded; for people.
+
+        Empty if all is, or if it isn't known how it was.
+        """
+        entry = self._entries.get(artefact)
+        if entry is None:
+            return ""
+        folder = artefact.rpartition("/")[0]
+        files = {f"{folder}/{name}" if folder else name: sha256 for name, sha256 in entry.get("files", {}).items()}
+        for name, expected in {artefact: entry.get("sha256"), **files}.items():
+            path = self.root / name
+            if not path.exists():
+                return f"{name}: not there any more"
+            if expected and (found := known_sha256(path)) != expected:
+                return f"{name}: not what was written ({differ(expected, found)})"
+        return ""
 
     def record(self, artefact: str, inputs: Mapping[str, Any], **facts: Any) -> None:
         """Adds or replaces an artefact's line; a replaced artefact moves to the end."""

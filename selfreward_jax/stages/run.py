@@ -75,7 +75,7 @@ class Run(Work):
         """M0, hashed once and recorded."""
         c = self.config.model
         inputs = {"stage": "base", "model": c.to_dict()}
-        if not self.manifest.is_made(f"m0/{MODEL_FILE}", inputs):
+        if not self.is_made(f"m0/{MODEL_FILE}", inputs):
             model = self._read_base()
             self._loaded = ("m0", model)
             facts = {"hash": model.hash, "path": c.path, **model.chat.hashes}

@@ -288,8 +288,9 @@ def test_an_artefact_is_made_for_exactly_its_inputs(folder):
 
 def test_an_artefact_that_was_deleted_is_not_made(folder):
     manifest = made(folder, "a", INPUTS)
+    assert not manifest.changed("a")
     (folder / "a").unlink()
-    assert not manifest.is_made("a", INPUTS)
+    assert manifest.changed("a") == "a: not there any more"
 
 
 def test_the_manifest_has_one_line_an_artefact_with_its_facts(folder):
