@@ -166,7 +166,7 @@ def train_model(
     if settings.keep_due:
         prompts = validation_prompts(run, title, held_out, asked)
         Choice(run, t, init, lora).check_judge()
-    run.claim_training(folder / "training.sha256", inputs)
+    run.claim_training(folder / "training.json", inputs)
     if held_out:
         say(f"{title}: {len(held_out)} of {len(rows) + len(held_out)} rows are held out")
     if lora:
@@ -199,6 +199,7 @@ def train_model(
         write_adapter(folder, model.config, dataclasses.replace(model.adapter, base=init.name))
         where = save_merged(folder, step, model.params)
     save_model_files(folder, model, {"checkpoint": step, "hash": model.hash, **where, **choice})
+    run.record(f"m{t}/metrics.jsonl", {})  # for the report
     run.record(f"m{t}/{MODEL_FILE}", inputs, hash=model.hash, metrics=summarise(log), **choice, **facts)
     tidy(run, t)
     run.keep(ModelRef(f"m{t}", model.hash), model)
