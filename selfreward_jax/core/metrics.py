@@ -1,6 +1,5 @@
 """Training metrics as JSONL, one line a step, to TensorBoard, and to a tracker if one is asked for."""
 
-import hashlib
 import json
 import os
 import time
@@ -16,7 +15,7 @@ from selfreward_jax.core.progress import say
 from selfreward_jax.core.rows import Row, content_id, parse_row, to_line
 from selfreward_jax.core.store import disk_error, is_local, write_atomic
 
-SPEED_FILE = "throughput.jsonl"
+METRICS_FILE, SPEED_FILE = "metrics.jsonl", "throughput.jsonl"
 
 
 class Board:
@@ -129,11 +128,6 @@ class Tracker:
         self._run.finish()
 
 
-def mark_of(path: epath.Path) -> epath.Path:
-    """Where the hash of what was flushed of a file of `StepLines` lies."""
-    return path.parent / f".{path.name}.sha256"
-
-
 def _step(line: bytes) -> Row:
     row = json.loads(line)
     return {**row, "step": int(row["step"])}
@@ -142,38 +136,37 @@ def _step(line: bytes) -> Row:
 class StepLines:
     """A JSONL file with a line a step.
 
-    Lines up to a checkpoint's step are kept on resume, later ones are written again as training repeats them. Beside
-    it, until it is closed, lies the hash of what was flushed.
+    Lines up to a checkpoint's step are kept on resume, later ones are written again as training repeats them.
     """
 
-    def __init__(self, path: epath.Path | None, *, start_step: int):
+    def __init__(self, path: epath.Path | None, *, start_step: int, expected: str = ""):
         """Keeps the rows in memory alone if `path` is None.
 
         `seen` is the last step that an earlier session wrote.
 
+        Args:
+          expected: the `content_id` of the rows up to `start_step`; "" if it isn't known.
+
         Raises:
-          UserError: what an earlier session wrote has been changed.
+          UserError: they are others, or none, or no rows of metrics.
         """
         self.rows: list[Row] = []
         self.seen = 0
         self.path = path
         if not path:
             return
-        self._mark = mark_of(path)
-        data = path.read_bytes() if path.exists() else b""
-        self._check(data)
-        # A line that was being written when the process died has no newline yet.
-        before = [parse_row(line, _step, f"{path}:{n}") for n, line in enumerate(data.split(b"\n")[:-1], 1)]
-        self.seen = max((row["step"] for row in before), default=0)
-        self.rows = [row for row in before if row["step"] <= start_step]
-        self._mark.unlink(missing_ok=True)
+        if path.exists():
+            # A line that was being written when the process died has no newline yet.
+            lines = path.read_bytes().split(b"\n")[:-1]
+            before = [parse_row(line, _step, f"{path}:{n}") for n, line in enumerate(lines, 1)]
+            self.seen = max((row["step"] for row in before), default=0)
+            self.rows = [row for row in before if row["step"] <= start_step]
+        if expected and content_id(self.rows) != expected:
+            raise UserError(
+                f"{path}: up to step {start_step} not what was written ({expected} expected, {content_id(self.rows)}"
+                f" found); restore it from a copy, or remove {path.parent / 'checkpoints'} to train from the beginning."
+            )
         write_atomic(path, "".join(map(to_line, self.rows)))
-
-    def _check(self, data: bytes) -> None:
-        size, _, sha256 = self._mark.read_text().partition(" ") if self._mark.exists() else ("0", "", "")
-        if sha256 and hashlib.sha256(data[: int(size)]).hexdigest() != sha256:
-            mend = f"restore it from a copy, or delete {self.path and self.path.parent / 'training.json'} to train anew"
-            raise UserError(f"{self.path}: not what was written; {mend}.")
 
     def write(self, row: Row) -> None:
         self.rows.append(row)
@@ -200,13 +193,6 @@ class StepLines:
             self._append("", sync=True)
         else:
             write_atomic(self.path, "".join(map(to_line, self.rows)))
-        data = "".join(map(to_line, self.rows)).encode()
-        write_atomic(self._mark, f"{len(data)} {hashlib.sha256(data).hexdigest()}")
-
-    def close(self) -> None:
-        self.flush()
-        if self.path and is_writer():
-            self._mark.unlink(missing_ok=True)
 
 
 class MetricsLog:
@@ -216,11 +202,17 @@ class MetricsLog:
     """
 
     def __init__(
-        self, folder: epath.Path | None, *, start_step: int, tensorboard: bool, tracker: Tracker | None = None
+        self,
+        folder: epath.Path | None,
+        *,
+        start_step: int,
+        tensorboard: bool,
+        tracker: Tracker | None = None,
+        expected: str = "",
     ):
-        """Keeps the rows in memory alone if `folder` is None."""
+        """Keeps the rows in memory alone if `folder` is None. `expected`: see `StepLines`, of the metrics."""
         self._tracker, self._part = tracker, folder.name if folder else ""
-        self._metrics = StepLines(folder and folder / "metrics.jsonl", start_step=start_step)
+        self._metrics = StepLines(folder and folder / METRICS_FILE, start_step=start_step, expected=expected)
         self._speed = StepLines(folder and folder / SPEED_FILE, start_step=start_step)
         self._board: Board | None = None
         if folder and tensorboard and is_local(folder) and is_writer():
@@ -229,6 +221,11 @@ class MetricsLog:
     @property
     def rows(self) -> list[Row]:
         return self._metrics.rows
+
+    @property
+    def id(self) -> str:
+        """Of all rows so far."""
+        return content_id(self.rows)
 
     @property
     def speeds(self) -> list[Row]:
@@ -257,7 +254,6 @@ class MetricsLog:
             self._board.flush()
 
     def close(self) -> None:
-        self._metrics.close()
-        self._speed.close()
+        self.flush()
         if self._board:
             self._board.close()

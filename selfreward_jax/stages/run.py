@@ -17,7 +17,7 @@ from selfreward_jax.core.commit import commit
 from selfreward_jax.core.config import differences, to_dict
 from selfreward_jax.core.errors import ReadOnly, UserError
 from selfreward_jax.core.interrupt import Interrupt
-from selfreward_jax.core.metrics import SPEED_FILE, Board, Tracker, mark_of
+from selfreward_jax.core.metrics import METRICS_FILE, SPEED_FILE, Board, Tracker
 from selfreward_jax.core.paths import is_local, local_path
 from selfreward_jax.core.progress import say
 from selfreward_jax.core.rows import Row, read_jsonl, to_line
@@ -192,10 +192,9 @@ class Run(Work):
             for name in ("checkpoints", "tb", MERGED, ADAPTER, CHOICE):
                 if (marker.parent / name).exists():
                     (marker.parent / name).rmtree()
-            for name in ("metrics.jsonl", SPEED_FILE):
+            for name in (METRICS_FILE, SPEED_FILE):
                 (marker.parent / name).unlink(missing_ok=True)
-                mark_of(marker.parent / name).unlink(missing_ok=True)
-        self.manifest.forget(f"{marker.parent.name}/metrics.jsonl")
+        self.manifest.forget(f"{marker.parent.name}/{METRICS_FILE}")
         claim(marker, inputs)
         hosts.wait(f"{marker} is written")
 
