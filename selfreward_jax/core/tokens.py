@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-from selfreward_jax.core.errors import UserError
+from selfreward_jax.core.errors import UserError, in_one_line
 
 Message = Mapping[str, str]
 
@@ -115,7 +115,8 @@ class Chat:
         self._source = (_as_on(self.date) if self.date else "") + tokenizer.chat_template
         self.tokenizer = tokenizer
         self.bos_id = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else bos_id
-        self.adds_bos = self.bos_id is not None and tokenizer("x").input_ids[:1] == [self.bos_id]
+        with in_one_line("tokenizer: can't cut a text"):
+            self.adds_bos = self.bos_id is not None and tokenizer("x").input_ids[:1] == [self.bos_id]
         # Some tokenizers add runs of blanks as tokens; those control nothing.
         self._control = sorted({str(t) for t in tokenizer.added_tokens_decoder.values() if str(t).strip()})
         end = self._end_of_turn()
@@ -153,7 +154,8 @@ class Chat:
             raise UserError(f"chat template: can't render {[m['role'] for m in messages]} ({reason}).") from None
 
     def _encode(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False).input_ids
+        with in_one_line("tokenizer: can't cut a text"):
+            return self.tokenizer(text, add_special_tokens=False).input_ids
 
     def neutral(self, text: str) -> str:
         """`text` without anything that this tokenizer would read as a control token."""
