@@ -2,11 +2,29 @@
 
 import contextlib
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+
+MOST = 900  # characters of a message; what is longer quotes a file at length
 
 
 class UserError(Exception):
-    """Input that can't be used. The command line prints it as one line and exits with status 2."""
+    """Input that can't be used. The command line prints it as one line and exits with status 2.
+
+    Messages quote files of strangers, so that what isn't printable in them, such as a terminal's control sequences, is
+    written out as an escape.
+    """
+
+    def __init__(self, message: str = ""):
+        super().__init__(one_line(message) if len(message) <= MOST else f"{one_line(message[:MOST])}...")
+
+
+def one_line(text: str) -> str:
+    """A text as a terminal may show it: one line of printable characters."""
+    return text if text.isprintable() else "".join(map(_printable, text))
+
+
+def _printable(character: str) -> str:
+    return character if character.isprintable() else " " if character.isspace() else ascii(character)[1:-1]
 
 
 class ReadOnly(UserError):
@@ -20,6 +38,24 @@ def about(field: str) -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(f"{field}: {error}") from None
+
+
+@contextlib.contextmanager
+def in_one_line(lead: str, change: Callable[[str], str] = str) -> Iterator[None]:
+    """Says as a `UserError` what a library raises that is written in another language, panics of Rust among it.
+
+    Args:
+      lead: what can't be done.
+      change: of the library's own words.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # which is no Exception
+            raise
+        raise UserError(f"{lead} ({change(first_line(error))}).") from None
 
 
 def did_you_mean(word: str, known: Iterable[str], lead: str = " Did you mean ") -> str:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-from selfreward_jax.core.errors import UserError, shorten
+from selfreward_jax.core.errors import UserError, in_one_line, shorten
 from selfreward_jax.core.rendering import TemplateError, render
 
 Message = Mapping[str, str]
@@ -124,7 +124,8 @@ class Chat:
         self.tokenizer = tokenizer
         self._named_tokens = {name: _plain(token) for name, token in tokenizer.special_tokens_map.items()}
         self.bos_id = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else bos_id
-        self.adds_bos = self.bos_id is not None and tokenizer("x").input_ids[:1] == [self.bos_id]
+        with in_one_line("tokenizer: can't cut a text"):
+            self.adds_bos = self.bos_id is not None and tokenizer("x").input_ids[:1] == [self.bos_id]
         # Some tokenizers add runs of blanks as tokens; those control nothing.
         self._control = sorted({str(t) for t in tokenizer.added_tokens_decoder.values() if str(t).strip()})
         end = self._end_of_turn()
@@ -165,7 +166,8 @@ class Chat:
             raise UserError(f"{which}chat template: can't render {[m['role'] for m in wrong]} ({reason}).") from None
 
     def _encode(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False).input_ids
+        with in_one_line("tokenizer: can't cut a text"):
+            return self.tokenizer(text, add_special_tokens=False).input_ids
 
     def neutral(self, text: str) -> str:
         """`text` without anything that this tokenizer would read as a control token."""
@@ -200,7 +202,8 @@ class Chat:
     def prompts_ids(self, conversations: Sequence[Sequence[Message]]) -> list[list[int]]:
         """As `prompt_ids`, of many conversations, in much less time; an error names the one that can't be rendered."""
         texts = self._render_all([self._neutral(messages) for messages in conversations], True, told=True)
-        ids = self.tokenizer(texts, add_special_tokens=False).input_ids if texts else []
+        with in_one_line("tokenizer: can't cut a text"):
+            ids = self.tokenizer(texts, add_special_tokens=False).input_ids if texts else []
         return [self._with_bos(some) for some in ids]
 
     def begun_ids(self, messages: Sequence[Message], begun: str) -> list[int]:

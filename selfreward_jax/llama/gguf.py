@@ -21,8 +21,9 @@ from gguf import GGMLQuantizationType, GGUFReader, ReaderTensor, TokenType
 from gguf.quants import dequantize
 from tokenizers import Regex, decoders, models, pre_tokenizers
 
-from selfreward_jax.core.errors import UserError
-from selfreward_jax.llama.config import LlamaConfig, RopeConfig
+from selfreward_jax.core.errors import UserError, first_line, in_one_line
+from selfreward_jax.llama.config import NUMBERS, LlamaConfig, RopeConfig, check_config, number, shown
+from selfreward_jax.llama.gguf_reader import BoundedReader
 from selfreward_jax.llama.hf import Index, Tensor, assemble_params, local_copy
 from selfreward_jax.llama.model import rope_frequencies
 from selfreward_jax.llama.params import Params
@@ -71,13 +72,36 @@ class _File:
             raise UserError(f"{self.path}: the field {key} is missing; convert the model again with llama.cpp.")
         return value
 
-    def size(self, key: str, default: int | None = None) -> int:
+    def number(self, key: str, limits: str, default: float | None = None) -> Any:
+        """A number within its limits in the tables of `llama/config.py`."""
+        value = self.need(key) if default is None else self.get(key, default)
+        return number(self.path, key, value, limits)
+
+    def size(self, key: str, limits: str, default: int | None = None) -> int:
         """A count; some files give one per layer, which must agree."""
         value = self.need(key) if default is None else self.get(key, default)
         different = set(value) if isinstance(value, list) else {value}
         if len(different) != 1:
-            raise UserError(f"{self.path}: {key} differs between layers ({sorted(different)}), which is not supported.")
-        return int(different.pop())
+            raise UserError(
+                f"{self.path}: {key} differs between layers ({shown(sorted(different, key=str))}), which is not supported."
+            )
+        return number(self.path, key, different.pop(), limits)
+
+    def token(self, key: str) -> int | None:
+        key = f"tokenizer.ggml.{key}_token_id"
+        return None if self.get(key) is None else self.number(key, "token id")
+
+    def array(self, key: str, kind: type, default: list[Any] | None = None) -> list[Any]:
+        """A list of one kind."""
+        value = self.need(key) if default is None else self.get(key, default)
+        if not isinstance(value, list) or not all(type(entry) is kind for entry in value):
+            raise UserError(f"{self.path}: {key} is {shown(value)}; an array of {kind.__name__} is needed.")
+        return value
+
+    def flag(self, key: str, default: bool) -> bool:
+        if not isinstance(value := self.get(key, default), bool):
+            raise UserError(f"{self.path}: {key} is {shown(value)}; a bool is needed.")
+        return value
 
     def has_tensor(self, name: str) -> bool:
         return any(tensor.name == name for tensor in self.tensors)
@@ -85,7 +109,10 @@ class _File:
 
 def _contents(reader: GGUFReader, key: str, default: Any) -> Any:
     field = reader.get_field(key)
-    return default if field is None else field.contents()
+    try:
+        return default if field is None else field.contents()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{reader.data.filename}: {key}: not UTF-8 ({error}); download the file again.") from None
 
 
 @contextlib.contextmanager
@@ -95,6 +122,8 @@ def _open(path: epath.PathLike) -> Iterator[_File]:
         file = _File(str(paths[0]), tuple(_reader(part, opened) for part in paths))
         count = file.get("split.count", 0) or 1
         numbers = [_contents(reader, "split.no", 0) for reader in file.readers]
+        if not all(type(value) is int for value in (count, *numbers)):
+            raise UserError(f"{paths[0]}: split.count or split.no is no number; download it again.")
         if (numbers, count) != (list(range(len(paths))), len(paths)):
             raise UserError(
                 f"{paths[0]}: holds part {numbers[0] + 1} of {count} of a split model; give all parts the names that"
@@ -127,10 +156,11 @@ def parts(path: epath.Path) -> list[epath.Path]:
 
 def _reader(path: epath.Path, opened: contextlib.ExitStack) -> GGUFReader:
     try:
-        reader = GGUFReader(local_copy(path, opened))
-    except (ValueError, IndexError, KeyError, OverflowError) as error:
+        with np.errstate(all="raise"):
+            reader = BoundedReader(local_copy(path, opened))
+    except (ValueError, IndexError, KeyError, OverflowError, FloatingPointError, OSError, TypeError) as error:
         # The reader has no error of its own: what it trips over depends on where a damaged file ends.
-        raise UserError(f"{path}: not a whole GGUF file ({error}); download it again.") from None
+        raise UserError(f"{path}: not a whole GGUF file ({first_line(error)}); download it again.") from None
     if reader.byte_order == "S":
         raise UserError(f"{path}: written for the other byte order; convert the model again on this machine.")
     return reader
@@ -155,34 +185,40 @@ def read_config(path: epath.PathLike) -> LlamaConfig:
     with _open(path) as file:
         architecture = file.need("general.architecture")
         if architecture != "llama":
-            raise UserError(f"{path}: architecture {architecture!r} is not supported; llama is (dense Mistral too).")
+            raise UserError(
+                f"{path}: architecture {shown(architecture)} is not supported; llama is (dense Mistral too)."
+            )
         for key in ("llama.expert_count", "llama.attention.sliding_window"):
             if file.get(key):
-                raise UserError(f"{path}: {key} = {file.get(key)} is not supported; only dense, full attention is.")
-        heads, hidden = file.size("llama.attention.head_count"), file.size("llama.embedding_length")
-        head_dim = file.size("llama.attention.key_length", hidden // heads)
+                raise UserError(
+                    f"{path}: {key} = {shown(file.get(key))} is not supported; only dense, full attention is."
+                )
+        heads = file.size("llama.attention.head_count", "num_attention_heads")
+        hidden = file.size("llama.embedding_length", "hidden_size")
+        head_dim = file.size("llama.attention.key_length", "head_dim", hidden // heads)
         for key in ("llama.attention.value_length", "llama.rope.dimension_count"):
-            if file.size(key, head_dim) != head_dim:
+            if file.size(key, "head_dim", head_dim) != head_dim:
                 raise UserError(f"{path}: {key} = {file.get(key)} is not supported where a head's size is {head_dim}.")
-        ids = [file.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
+        ids = [file.token(name) for name in ("eos", "eot", "eom")]
         config = LlamaConfig(
-            vocab_size=file.size("llama.vocab_size", _vocabulary(file)),
+            vocab_size=file.size("llama.vocab_size", "vocab_size", _vocabulary(file)),
             hidden_size=hidden,
-            intermediate_size=file.size("llama.feed_forward_length"),
-            num_layers=file.size("llama.block_count"),
+            intermediate_size=file.size("llama.feed_forward_length", "intermediate_size"),
+            num_layers=file.size("llama.block_count", "num_hidden_layers"),
             num_heads=heads,
-            num_kv_heads=file.size("llama.attention.head_count_kv", heads),
+            num_kv_heads=file.size("llama.attention.head_count_kv", "num_key_value_heads", heads),
             head_dim=head_dim,
-            rms_norm_eps=_float(file.need("llama.attention.layer_norm_rms_epsilon")),
+            rms_norm_eps=_float(file.number("llama.attention.layer_norm_rms_epsilon", "rms_norm_eps")),
             rope=_rope(file),
-            max_position_embeddings=file.size("llama.context_length"),
+            max_position_embeddings=file.size("llama.context_length", "max_position_embeddings"),
             tie_word_embeddings=not file.has_tensor("output.weight"),
             attention_bias=any(file.has_tensor(f"blk.0.{name}.bias") for name in LAYER_NAMES if "attn_" in name),
             mlp_bias=any(file.has_tensor(f"blk.0.{name}.bias") for name in LAYER_NAMES if "ffn_" in name),
-            bos_token_id=file.get("tokenizer.ggml.bos_token_id"),
+            bos_token_id=file.token("bos"),
             eos_token_ids=tuple(dict.fromkeys(token for token in ids if token is not None)),
-            pad_token_id=file.get("tokenizer.ggml.padding_token_id"),
+            pad_token_id=file.token("padding"),
         )
+        check_config(config, str(path))
         if file.has_tensor(ROPE_FACTORS):
             config = dataclasses.replace(config, rope=_rope_from_factors(config, file))
         return config
@@ -202,12 +238,13 @@ def _float(value: float) -> float:
 
 
 def _rope(file: _File) -> RopeConfig:
-    theta = _float(file.get("llama.rope.freq_base", 10000.0))
+    theta = _float(file.number("llama.rope.freq_base", "rope_theta", 10000.0))
     kind = file.get("llama.rope.scaling.type", "linear")
-    factor = _float(file.get("llama.rope.scaling.factor", file.get("llama.rope.scale_linear", 1.0)))
+    key = next((k for k in ("llama.rope.scaling.factor", "llama.rope.scale_linear") if file.get(k)), None)
+    factor = _float(file.number(key, "factor")) if key else 1.0
     if kind not in ("none", "linear"):
-        raise UserError(f"{file.path}: llama.rope.scaling.type {kind!r} is not supported; none and linear are.")
-    if kind == "none" or factor in (0.0, 1.0):
+        raise UserError(f"{file.path}: llama.rope.scaling.type {shown(kind)} is not supported; none and linear are.")
+    if kind == "none" or factor == 1:
         return RopeConfig(theta=theta)
     return RopeConfig(theta=theta, type="linear", factor=factor)
 
@@ -226,6 +263,8 @@ def _rope_from_factors(config: LlamaConfig, file: _File) -> RopeConfig:
         raise UserError(f"{file.path}: {ROPE_FACTORS} has {divisors.size} entries, not {frequency.size}.")
     if np.all(divisors == 1):
         return config.rope
+    if not np.all((divisors >= 1) & (divisors <= NUMBERS["factor"][1])):
+        raise UserError(f"{file.path}: {ROPE_FACTORS} holds what is no divisor of a frequency.")
     factor = _float(divisors.max())
     published = RopeConfig(config.rope.theta, "llama3", factor, 1.0, 4.0, 8192)
     for rule in filter(None, (published, _fit_llama3(published, frequency, divisors))):
@@ -327,24 +366,25 @@ def load_tokenizer(path: epath.PathLike) -> transformers.PreTrainedTokenizerFast
     Raises:
       UserError: a damaged file, or a kind of tokenizer that can't be rebuilt exactly.
     """
-    with _open(path) as file:
-        tokens, kind = file.need("tokenizer.ggml.tokens"), file.need("tokenizer.ggml.model")
-        types = file.get("tokenizer.ggml.token_type") or [TokenType.NORMAL] * len(tokens)
+    with _open(path) as file, in_one_line(f"{path}: no usable tokenizer"):
+        tokens, kind = file.array("tokenizer.ggml.tokens", str), file.need("tokenizer.ggml.model")
+        types = file.array("tokenizer.ggml.token_type", int, []) or [TokenType.NORMAL] * len(tokens)
         if kind == "gpt2":
             tokenizer, adds_bos = _byte_level(file, tokens)
             tokenizer.add_tokens(whole_tokens(tokens, types))
         elif kind == "llama":
-            scores, prefix = file.need("tokenizer.ggml.scores"), file.get("tokenizer.ggml.add_space_prefix", True)
+            scores = file.array("tokenizer.ggml.scores", float)
+            prefix = file.flag("tokenizer.ggml.add_space_prefix", True)
             unknown = _named_tokens(file, tokens).get("unk_token")
             tokenizer, adds_bos = sentencepiece_bpe(tokens, scores, types, unknown, prefix), True
         else:
-            raise UserError(f"{path}: tokenizer.ggml.model {kind!r} is not supported; gpt2 and llama are.")
+            raise UserError(f"{path}: tokenizer.ggml.model {shown(kind)} is not supported; gpt2 and llama are.")
         return transformers.PreTrainedTokenizerFast(
             tokenizer_object=tokenizer,
             chat_template=_templates(file),
-            add_bos_token=file.get("tokenizer.ggml.add_bos_token", adds_bos),
-            add_eos_token=file.get("tokenizer.ggml.add_eos_token", False),
-            model_max_length=file.size("llama.context_length"),
+            add_bos_token=file.flag("tokenizer.ggml.add_bos_token", adds_bos),
+            add_eos_token=file.flag("tokenizer.ggml.add_eos_token", False),
+            model_max_length=file.size("llama.context_length", "max_position_embeddings"),
             clean_up_tokenization_spaces=False,
             **_named_tokens(file, tokens),
         )
@@ -352,18 +392,21 @@ def load_tokenizer(path: epath.PathLike) -> transformers.PreTrainedTokenizerFast
 
 def _templates(file: _File) -> str | dict[str, str] | None:
     """The chat template, or several by name: the converter writes the default one without a name."""
-    names = {name: file.get(f"tokenizer.chat_template.{name}") for name in file.get("tokenizer.chat_templates") or ()}
-    default, named = file.get("tokenizer.chat_template"), {name: text for name, text in names.items() if text}
+    names = file.array("tokenizer.chat_templates", str, [])
+    texts = {name: file.get(f"tokenizer.chat_template.{name}") for name in names}
+    default, named = file.get("tokenizer.chat_template"), {name: text for name, text in texts.items() if text}
+    if not all(text is None or isinstance(text, str) for text in (default, *named.values())):
+        raise UserError(f"{file.path}: tokenizer.chat_template is no text; download the file again.")
     return (named | ({"default": default} if default else {})) if named else default
 
 
 def _named_tokens(file: _File, tokens: list[str]) -> dict[str, str]:
     named = {}
     for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("unk", "unknown")):
-        number = file.get(f"tokenizer.ggml.{key}_token_id")
+        number = file.token(key)
         if number is None:
             continue
-        if number >= len(tokens):
+        if not 0 <= number < len(tokens):
             raise UserError(f"{file.path}: tokenizer.ggml.{key}_token_id {number} is outside of the vocabulary.")
         named[f"{name}_token"] = tokens[number]
     return named
@@ -385,8 +428,8 @@ def _byte_level(file: _File, tokens: list[str]) -> tuple[tokenizers.Tokenizer, b
         words = []
     else:
         known = "smollm, llama-bpe, llama3, llama-v3, gpt-2 and default"
-        raise UserError(f"{file.path}: tokenizer.ggml.pre {pre!r} is not supported; {known} are.")
-    merges = [tuple(merge.split(" ")) for merge in file.need("tokenizer.ggml.merges")]
+        raise UserError(f"{file.path}: tokenizer.ggml.pre {shown(pre)} is not supported; {known} are.")
+    merges = [tuple(merge.split(" ")) for merge in file.array("tokenizer.ggml.merges", str)]
     vocabulary = {token: number for number, token in enumerate(tokens)}
     # Llama 3 takes a word that is itself a token whole, even where merging would not get there.
     tokenizer = tokenizers.Tokenizer(models.BPE(vocabulary, merges, ignore_merges=llama3))

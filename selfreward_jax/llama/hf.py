@@ -24,14 +24,16 @@ import safetensors
 import safetensors.numpy
 from etils import epath
 
-from selfreward_jax.core.errors import UserError
-from selfreward_jax.llama.config import LlamaConfig, config_from_hf
+from selfreward_jax.core.errors import UserError, first_line
+from selfreward_jax.llama.config import LlamaConfig, config_from_hf, token_ids
 from selfreward_jax.llama.params import Params, ParamSpec, full_shape, is_spec, param_specs
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+
+MOST_JSON = 128 << 20  # bytes; the largest file of a model that is read whole, a tokenizer.json, has some 35 MiB
 
 DTYPES = {"BF16": jnp.bfloat16, "F16": np.float16, "F32": np.float32}
 
@@ -75,10 +77,7 @@ def read_config(folder: epath.PathLike) -> LlamaConfig:
     generation_path = folder / GENERATION_CONFIG
     if not generation_path.exists():
         return config
-    further = read_json(generation_path).get("eos_token_id")
-    further = further if isinstance(further, list) else [] if further is None else [further]
-    if not all(type(token) is int for token in further):
-        raise UserError(f"{generation_path}: eos_token_id is {further!r}; an id or a list of ids is needed.")
+    further = token_ids(str(generation_path), "eos_token_id", read_json(generation_path).get("eos_token_id"))
     return dataclasses.replace(config, eos_token_ids=tuple(dict.fromkeys([*config.eos_token_ids, *further])))
 
 
@@ -234,8 +233,10 @@ def weight_map(folder: epath.Path) -> dict[str, list[str] | None]:
         raise UserError(f"{path}: no weight_map (tensor name to file name) in it; download the file again.")
     shards: dict[str, list[str]] = {}
     for name, file in entries.items():
-        if os.path.basename(file) != file:
-            raise UserError(f"{path}: {name} lies in {file!r}; only files of the same folder are read.")
+        if os.path.basename(file) != file or not (file.endswith(".safetensors") and file.isprintable()):
+            raise UserError(
+                f"{path}: {name} lies in {file!r}; only files of the same folder are read, named .safetensors."
+            )
         shards.setdefault(file, []).append(name)
     return dict(shards)
 
@@ -249,6 +250,7 @@ def open_tensors(
     tensors = {}
     for file_name, wanted in shards.items():
         path = folder / file_name
+        check_file(path)
         try:
             file = opened.enter_context(safetensors.safe_open(local_copy(path, opened), framework="numpy"))
         except (safetensors.SafetensorError, OSError) as error:
@@ -270,13 +272,42 @@ def local_copy(path: epath.Path, opened: contextlib.ExitStack) -> str:
     return os.fspath(copy)
 
 
-def read_json(path: epath.Path) -> dict[str, Any]:
+def check_file(path: epath.Path) -> None:
+    """Raises `UserError` for a folder, a pipe or a device in the place of a file: reading one may never end."""
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: not a file that can be read; a model's files are needed.")
+
+
+def read_bytes(path: epath.Path, most: int = MOST_JSON) -> bytes:
+    """A file of a model that is read whole.
+
+    Raises:
+      UserError: it isn't there, can't be read, or is larger than any such file.
+    """
+    check_file(path)
     try:
-        value = json.loads(path.read_bytes().decode("utf-8-sig"))
+        with path.open("rb") as file:
+            data = file.read(most + 1)
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path}: no such file; a Hugging Face model folder has one.") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error}).") from None
+    except OSError as error:
+        raise UserError(f"{path}: can't be read ({first_line(error)}).") from None
+    if len(data) > most:
+        raise UserError(f"{path}: more than {most >> 20} MiB, which no such file of a model has; download it again.")
+    return data
+
+
+def read_json(path: epath.Path) -> dict[str, Any]:
+    """A file of a model that holds a JSON object.
+
+    Raises:
+      UserError: as `read_bytes`; it holds something else.
+    """
+    data = read_bytes(path)
+    try:
+        value = json.loads(data.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid JSON ({first_line(error)}).") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: holds a JSON {type(value).__name__}, not an object.")
     return value

@@ -238,12 +238,17 @@ def load_chat(path: str, chat_template: str = "", date: str = "") -> tuple[Llama
 
 
 def check_end_ids(name: str, config: LlamaConfig, chat: Chat) -> None:
-    """Raises `UserError` if an id that is to end texts is none of the vocabulary, and so can never be drawn."""
+    """Raises `UserError` if an id that is to begin or end texts is none of the vocabulary."""
     wrong = next((i for i in chat.eos_ids if not 0 <= i < config.vocab_size), None)
     if wrong is not None:
         raise UserError(
             f"{name}: the end id {wrong} lies outside the vocabulary of {config.vocab_size}; mend eos_token_id in"
             " config.json or generation_config.json."
+        )
+    if chat.bos_id is not None and not 0 <= chat.bos_id < config.vocab_size:
+        raise UserError(
+            f"{name}: the begin id {chat.bos_id} lies outside the vocabulary of {config.vocab_size}; mend bos_token_id"
+            " in config.json."
         )
 
 

@@ -6,7 +6,6 @@ As with models, whatever the forward pass would not honour is refused by name.
 import contextlib
 import dataclasses
 import itertools
-import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,13 +15,14 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from selfreward_jax.core.errors import UserError
+from selfreward_jax.core.errors import UserError, first_line
 from selfreward_jax.core.mesh import RULES, Rules
 from selfreward_jax.core.paths import local_path
 from selfreward_jax.llama import hf, hf_save, hub
-from selfreward_jax.llama.config import LlamaConfig
+from selfreward_jax.llama.config import LlamaConfig, shown
 from selfreward_jax.llama.lora import Adapter, LoraSettings, lora_specs
 from selfreward_jax.llama.params import PROJECTIONS, param_specs, shardings
+from selfreward_jax.llama.patterns import check_pattern
 
 CONFIG, WEIGHTS = hub.ADAPTER
 
@@ -46,6 +46,8 @@ UNSUPPORTED_KEYS = (
 )
 # Starts that leave the base as it is; others (PiSSA, OLoRA, LoftQ) subtract from it what the adapter begins with.
 PLAIN_STARTS = (None, True, False, "gaussian", "orthogonal", "eva")
+MOST_PATTERNS = 10_000  # in one field: there are fewer matrices in any model
+OPEN = 4  # open repetitions in a pattern, which only has to match the short path of a matrix
 
 
 def is_adapter(location: epath.Path) -> bool:
@@ -117,32 +119,37 @@ def settings_from_peft(
       where: the file's name, for error messages.
     """
     if fields.get("peft_type") != "LORA":
-        raise UserError(f"{where}: peft_type {fields.get('peft_type')!r} is not supported; LORA is.")
+        raise UserError(f"{where}: peft_type {shown(fields.get('peft_type'))} is not supported; LORA is.")
     for key in UNSUPPORTED_KEYS:
         if fields.get(key) not in (None, False, [], {}, "none"):
-            raise UserError(f"{where}: {key} = {fields[key]!r} is not supported; the adapter would act differently.")
-    if fields.get("init_lora_weights") not in PLAIN_STARTS:
+            raise UserError(
+                f"{where}: {key} = {shown(fields[key])} is not supported; the adapter would act differently."
+            )
+    if (start := fields.get("init_lora_weights")) not in PLAIN_STARTS:
         raise UserError(
-            f"{where}: init_lora_weights = {fields['init_lora_weights']!r} changes the base model too; save the adapter"
+            f"{where}: init_lora_weights = {shown(start)} changes the base model too; save the adapter"
             " converted to plain LoRA (PEFT: path_initial_model_for_weight_conversion)."
         )
     try:
-        rank, alpha = int(fields["r"]), float(fields["lora_alpha"])
+        rank, alpha = _whole(fields["r"]), float(fields["lora_alpha"])
         dropout = float(fields.get("lora_dropout") or 0.0)
-        ranks = {key: int(value) for key, value in (fields.get("rank_pattern") or {}).items()}
-        alphas = {key: float(value) for key, value in (fields.get("alpha_pattern") or {}).items()}
+        ranks = {_compiled(key, where): _whole(value) for key, value in _few(fields, "rank_pattern").items()}
+        alphas = {_compiled(key, where): float(value) for key, value in _few(fields, "alpha_pattern").items()}
         places = _targets(fields, config, where)
         rslora = bool(fields.get("use_rslora"))
         sizes = [(_of_pattern(ranks, path, rank), _of_pattern(alphas, path, alpha)) for _, _, path in places]
     except KeyError as missing:
         raise UserError(f"{where}: the field {missing} is missing.") from None
-    except (AttributeError, TypeError, ValueError) as error:
-        raise UserError(f"{where}: a field has an unusable value ({error}).") from None
-    except re.error as error:
-        raise UserError(f"{where}: {error.pattern!r} is no pattern ({error}).") from None
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"{where}: a field has an unusable value ({first_line(error)}).") from None
+    except (re.error, RecursionError) as error:
+        raise UserError(f"{where}: a field holds no pattern ({first_line(error)}).") from None
+    # A rank above a model's widths adds nothing, and each matrix would take the memory of a larger one.
+    most = max(config.hidden_size, config.intermediate_size, config.num_heads * config.head_dim)
     for r, a in {(rank, alpha), *sizes}:
-        if r < 1 or not math.isfinite(a) or not 0 <= dropout < 1:
-            raise UserError(f"{where}: r {r}, lora_alpha {a}, lora_dropout {dropout} are no usable numbers.")
+        if not 1 <= r <= most or not abs(a) < 1e30 or not 0 <= dropout < 1:
+            numbers = f"r {shown(r)}, lora_alpha {a}, lora_dropout {dropout}"
+            raise UserError(f"{where}: {numbers} are no usable numbers (r goes up to the model's widths, {most}).")
     targets = tuple(name for name in PROJECTIONS if name in {name for name, _, _ in places})
     if len(set(sizes)) == 1:
         rank, alpha = sizes[0]
@@ -156,9 +163,28 @@ def settings_from_peft(
     return LoraSettings(most, float(most), targets, dropout), tuple(modules)
 
 
-def _of_pattern(values: Mapping[str, Any], path: str, default: Any) -> Any:
+def _of_pattern(values: Mapping[re.Pattern[str], Any], path: str, default: Any) -> Any:
     """The value of the first key that ends a module's path, keys being patterns."""
-    return next((value for key, value in values.items() if re.match(rf"(.*\.)?({key})$", path)), default)
+    return next((value for key, value in values.items() if key.match(path)), default)
+
+
+def _compiled(key: str, where: str) -> re.Pattern[str]:
+    """A key of `rank_pattern` or `alpha_pattern`, which may be a pattern, as the end of a path."""
+    check_pattern(key, where, OPEN)
+    return re.compile(rf"(.*\.)?({key})$")
+
+
+def _whole(value: Any) -> int:
+    if type(value) is not int:
+        raise TypeError(f"{shown(value)} is no whole number")
+    return value
+
+
+def _few(fields: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    found = fields.get(name) or {}
+    if len(found) > MOST_PATTERNS:
+        raise ValueError(f"{name} has {len(found)} entries")
+    return found
 
 
 def _targets(fields: Mapping[str, Any], config: LlamaConfig, where: str) -> list[tuple[str, int, str]]:
@@ -167,38 +193,59 @@ def _targets(fields: Mapping[str, Any], config: LlamaConfig, where: str) -> list
     `target_modules` and `exclude_modules` are one pattern of whole paths, or ends of paths. With ends,
     `layers_to_transform` picks layers, whose number stands behind one of `layers_pattern` (by default any name).
     """
-    wanted, excluded = fields.get("target_modules"), fields.get("exclude_modules") or []
+    wanted, excluded = _modules(fields, "target_modules", where), _modules(fields, "exclude_modules", where)
     table = param_specs(config)["layers"]
     paths = {name: table[name].hf_name.removesuffix(".weight") for name in PROJECTIONS}
     every = [(name, n, paths[name].format(layer=n)) for n in range(config.num_layers) for name in PROJECTIONS]
     layers, before = fields.get("layers_to_transform"), fields.get("layers_pattern") or r"[^.]*"
-    layers = [layers] if isinstance(layers, int) else layers
-    before = [before] if isinstance(before, str) else before
+    layers = {layers} if isinstance(layers, int) else set(layers or ())
+    before = [before] if isinstance(before, str) else before[:MOST_PATTERNS]
+    for pattern in before:
+        check_pattern(pattern, where, OPEN)
+    numbered = [re.compile(rf"(?:^|.*?\.){name}\.(\d+)\.") for name in before]
 
-    def ends(path: str, modules: Any) -> bool:
+    def ends(path: str, modules: str | frozenset[str]) -> bool:
         if isinstance(modules, str):
             return re.fullmatch(modules, path) is not None
-        return any(path == module or path.endswith(f".{module}") for module in modules)
+        return not modules.isdisjoint(_ends(path))
 
     def picked(path: str) -> bool:
         if not layers or isinstance(wanted, str):
             return True
-        found = next(filter(None, (re.match(rf"(?:^|.*?\.){name}\.(\d+)\.", path) for name in before)), None)
+        found = next(filter(None, (pattern.match(path) for pattern in numbered)), None)
         return found is not None and int(found[1]) in layers
 
     if isinstance(wanted, str) and wanted.lower() == "all-linear":
         found = every
     else:
-        found = [place for place in every if ends(place[2], wanted or ())]
+        found = [place for place in every if ends(place[2], wanted)]
         if not isinstance(wanted, str):
-            known = [path for _, _, path in every]
-            if unknown := [module for module in wanted or () if not any(ends(path, [module]) for path in known)]:
+            known = {
+                ".".join(parts[n:]) for *_, path in every for parts in [path.split(".")] for n in range(len(parts))
+            }
+            if unknown := sorted(wanted - known):
                 names = ", ".join(path.rsplit(".", 1)[1] for path in paths.values())
                 raise UserError(f"{where}: target_modules: {unknown[0]} is not supported; {names} are.")
     found = [place for place in found if picked(place[2]) and not ends(place[2], excluded)]
     if not found:
-        raise UserError(f"{where}: target_modules {wanted!r} names no matrix of the model.")
+        raise UserError(f"{where}: target_modules {shown(fields.get('target_modules'))} names no matrix of the model.")
     return found
+
+
+def _ends(path: str) -> list[str]:
+    parts = path.split(".")
+    return [".".join(parts[n:]) for n in range(len(parts))]
+
+
+def _modules(fields: Mapping[str, Any], name: str, where: str) -> str | frozenset[str]:
+    """One pattern of whole paths, or ends of paths."""
+    found = fields.get(name) or []
+    if isinstance(found, str):
+        check_pattern(found, where, OPEN)
+        return found
+    if not isinstance(found, list) or not all(isinstance(module, str) for module in found):
+        raise UserError(f"{where}: {name} is {shown(found)}; a pattern or a list of names is needed.")
+    return frozenset(found)
 
 
 def _padded(
@@ -214,7 +261,7 @@ def _padded(
                 if path in tensors:
                     made[path] = _resized(tensors[path], 0 if side == "a" else 1, shape, module, settings)
             else:
-                made[path] = hf.Tensor(path, shape, "F32", np.zeros(shape, np.float32).__getitem__)
+                made[path] = hf.Tensor(path, shape, "F32", np.broadcast_to(np.float32(0), shape).__getitem__)
     if extra := [path for path in tensors if path not in listed]:
         raise UserError(f"{where}: {hf.some(extra)} not part of the adapter that {CONFIG} describes.")
     return made

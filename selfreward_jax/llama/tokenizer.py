@@ -6,23 +6,32 @@ no say here: the file that says how texts are cut is taken as it stands, and the
 about: the names of special tokens, the chat template, whether BOS is set.
 """
 
+import base64
 import json
+import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import tokenizers
 from etils import epath
 from tokenizers import AddedToken, decoders, models, normalizers, processors
 
-from selfreward_jax.core.errors import UserError
+from selfreward_jax.core.errors import UserError, in_one_line
 from selfreward_jax.core.progress import say
-from selfreward_jax.llama.hf import read_json, some
+from selfreward_jax.llama.config import shown
+from selfreward_jax.llama.hf import read_bytes, read_json, some
+from selfreward_jax.llama.patterns import check_pattern
 
 TOKENIZER = "tokenizer.json"
 SENTENCEPIECE = "tokenizer.model"
 CONFIG = "tokenizer_config.json"
 FILES = ("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "chat_template*", "*chat_templates/*.jinja")
+
+# What `tokenizer_config.json` may not say: where the tokenizer lies. It lies in the folder.
+ELSEWHERE = ("tokenizer_file", "vocab_file", "merges_file", "gguf_file", "tokenizer_object", "fast_tokenizer_files")
+MOST_GROWTH = 1000  # times, that a tokenizer's rules may lengthen a text; those that are known do it some 30 times
+MOST_PIECE = 256  # characters; SentencePiece learns up to 16
 
 # Types of pieces, the same in SentencePiece's and in GGUF files.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
@@ -42,24 +51,82 @@ def load_tokenizer(folder: epath.Path) -> Any:
             f"{folder}: neither {TOKENIZER} nor {SENTENCEPIECE} is there; download the model's tokenizer files, or make"
             " the first with transformers' save_pretrained."
         )
+    given = read_json(folder / CONFIG) if (folder / CONFIG).exists() else {}
+    _check_given(given, str(folder / CONFIG))
     defaults: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as name:
+    with (
+        tempfile.TemporaryDirectory() as name,
+        in_one_line(f"{folder}: no usable tokenizer", lambda text: text.replace(name, str(folder))),
+    ):
         local = epath.Path(name)
         for pattern in FILES:
             for file in folder.glob(pattern):
                 copy = local / file.relative_to(folder)
                 copy.parent.mkdir(exist_ok=True)
-                copy.write_bytes(file.read_bytes())
-        if not whole.exists():
-            given = read_json(folder / CONFIG) if (folder / CONFIG).exists() else {}
-            built, named = _from_sentencepiece(pieces, given)
-            built.save(str(local / TOKENIZER))
+                copy.write_bytes(read_bytes(file))
+        if given:
+            (local / CONFIG).write_text(json.dumps({k: v for k, v in given.items() if k not in ELSEWHERE}))
+        if whole.exists():
+            _check_rules(read_json(whole), str(whole))
+        else:
+            made, named = _from_sentencepiece(pieces, given)
+            made.save(str(local / TOKENIZER))
             defaults = {name: token for name, token in named.items() if given.get(name) is None}
-        try:
-            return PreTrainedTokenizerFast.from_pretrained(name, local_files_only=True, **defaults)
-        except Exception as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0].replace(name, str(folder))
-            raise UserError(f"{folder}: no usable tokenizer ({reason}).") from None
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(name, local_files_only=True, **defaults)
+    own = tokenizer.chat_template
+    if not all(text is None or isinstance(text, str) for text in (own.values() if isinstance(own, dict) else [own])):
+        raise UserError(f"{folder}: chat_template is {shown(own)}; a text is needed, or several by name.")
+    return tokenizer
+
+
+def _check_given(given: Mapping[str, Any], where: str) -> None:
+    """Refuses what would only show, as another error, when the first text is cut."""
+    most = given.get("model_max_length")
+    if most is not None and (type(most) not in (int, float) or not most >= 1):
+        raise UserError(f"{where}: model_max_length is {shown(most)}; a number of tokens is needed.")
+
+
+def _check_rules(state: Mapping[str, Any], where: str) -> None:
+    """Refuses a `tokenizer.json` whose rules could take all time or memory, or that cuts a text by chance."""
+    growth = dict.fromkeys(("normalizer", "pre_tokenizer", "post_processor", "decoder"), 1.0)
+    for part in growth:
+        for rule in _rules(state.get(part)):
+            pattern = rule.get("pattern")
+            if isinstance(pattern, dict) and isinstance(pattern.get("Regex"), str):
+                check_pattern(pattern["Regex"], where)
+            growth[part] *= _growth(rule)
+            if not growth[part] <= MOST_GROWTH:
+                raise UserError(f"{where}: its {part} makes texts more than {MOST_GROWTH} times as long.")
+    model = state.get("model")
+    if isinstance(model, dict) and model.get("dropout"):
+        raise UserError(f"{where}: dropout {shown(model['dropout'])} cuts the same text now so, now so; remove it.")
+
+
+def _rules(node: Any) -> Iterator[dict[str, Any]]:
+    """All rules that one consists of, itself first."""
+    waiting = [node]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, dict):
+            yield node
+            for inside in ("normalizers", "pretokenizers", "processors", "decoders"):
+                waiting += node[inside] if isinstance(node.get(inside), list) else []
+
+
+def _growth(rule: Mapping[str, Any]) -> float:
+    """How many times as long a rule of `tokenizer.json` may make a text."""
+    if rule.get("type") == "Precompiled" and isinstance(rule.get("precompiled_charsmap"), str):
+        table = base64.b64decode(rule["precompiled_charsmap"])
+        texts = table[4 + int.from_bytes(table[:4], "little") :]
+        return max(map(len, texts.split(b"\0")))
+    if rule.get("type") == "TemplateProcessing":
+        texts = [rule[name] for name in ("single", "pair") if isinstance(rule.get(name), list)]
+        return max((sum("Sequence" in piece for piece in text if isinstance(piece, dict)) for text in texts), default=1)
+    pattern, content = rule.get("pattern"), rule.get("content")
+    if rule.get("type") == "Replace" and isinstance(content, str) and isinstance(pattern, dict):
+        plain = pattern.get("String")
+        return max(1.0, (len(content) + 1 if plain == "" else len(content)) / max(1, len(plain or "")))
+    return 1.0
 
 
 def within_vocabulary(tokenizer: Any, size: int, template: str, where: str) -> Any:
@@ -115,7 +182,7 @@ def _from_sentencepiece(path: epath.Path, given: Mapping[str, Any]) -> tuple[tok
     proto: Any = sentencepiece_model_pb2
     model = proto.ModelProto()
     try:
-        model.ParseFromString(path.read_bytes())
+        model.ParseFromString(read_bytes(path))
     except DecodeError:
         model.Clear()
     if not model.pieces:
@@ -126,6 +193,8 @@ def _from_sentencepiece(path: epath.Path, given: Mapping[str, Any]) -> tuple[tok
     if rules.precompiled_charsmap or rules.remove_extra_whitespaces or not rules.escape_whitespaces:
         raise UserError(f"{path}: changes texts before it cuts them ({rules.name}), which is not supported; {made}.")
     tokens, types = [piece.piece for piece in model.pieces], [piece.type for piece in model.pieces]
+    if len(set(tokens)) < len(tokens):
+        raise UserError(f"{path}: holds a piece twice; download it again.")
     names = {"bos_token": trained.bos_id, "eos_token": trained.eos_id, "unk_token": trained.unk_id}
     named = {name: tokens[number] for name, number in names.items() if 0 <= number < len(tokens)}
     built = sentencepiece_bpe(
@@ -155,9 +224,10 @@ def sentencepiece_bpe(
       prefix: whether a text gets a space before it.
     """
     vocabulary = {token: number for number, token in enumerate(tokens)}
-    merges = merges_from_scores(
-        {token: score for token, score, kind in zip(tokens, scores, types, strict=True) if kind == NORMAL}
-    )
+    normal = {token: score for token, score, kind in zip(tokens, scores, types, strict=True) if kind == NORMAL}
+    if any(len(token) > MOST_PIECE or math.isnan(score) for token, score in normal.items()):
+        raise ValueError(f"pieces of more than {MOST_PIECE} characters, or without a score")
+    merges = merges_from_scores(normal)
     tokenizer = tokenizers.Tokenizer(
         models.BPE(vocabulary, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
     )

@@ -59,7 +59,7 @@ def test_ids_are_those_of_tokenizer_json_whatever_class_is_named(kind, name, set
 def test_a_folder_without_a_tokenizer_and_a_damaged_one_are_named(tmp_path):
     folder = tiny.make_model(tmp_path / "model")
     (folder / "tokenizer.json").write_text("{")
-    refused(r"model: no usable tokenizer \(", folder)
+    refused(r"tokenizer\.json: not valid JSON \(", folder)
     (folder / "tokenizer.json").unlink()
     refused(r"neither tokenizer\.json nor tokenizer\.model is there; download", folder)
     (folder / "tokenizer.model").write_bytes(b"IQ== 0\nIg== 1\n")  # tiktoken's, as in Llama 3's folder `original`
