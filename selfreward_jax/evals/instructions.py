@@ -133,7 +133,12 @@ def _nth_paragraph_first_word(text: str, num_paragraphs: int, nth_paragraph: int
 
 
 def _number_placeholders(text: str, num_placeholders: int) -> bool:
-    return len(re.findall(r"\[.*?\]", text)) >= num_placeholders
+    found = 0
+    for line in text.split("\n"):  # as `\[.*?\]` finds them, in linear time
+        start = line.find("[")
+        while start >= 0 and (end := line.find("]", start)) >= 0:
+            found, start = found + 1, line.find("[", end)
+    return found >= num_placeholders
 
 
 def _postscript(text: str, postscript_marker: str) -> bool:
@@ -143,8 +148,8 @@ def _postscript(text: str, postscript_marker: str) -> bool:
 
 
 def _number_bullet_lists(text: str, num_bullets: int) -> bool:
-    stars = re.findall(r"^\s*\*[^*].*$", text, re.MULTILINE)
-    return len(stars) + len(re.findall(r"^\s*-.*$", text, re.MULTILINE)) == num_bullets
+    stars = re.findall(r"^[^\S\n]*+\*[^*].*$", text, re.MULTILINE)
+    return len(stars) + len(re.findall(r"^[^\S\n]*+-.*$", text, re.MULTILINE)) == num_bullets
 
 
 def _constrained_response(text: str) -> bool:
@@ -173,7 +178,11 @@ def _json_format(text: str) -> bool:
 
 
 def _title(text: str) -> bool:
-    return any(title.lstrip("<").rstrip(">").strip() for title in re.findall(r"<<[^\n]+>>", text))
+    for line in text.split("\n"):  # as `<<[^\n]+>>` finds them, in linear time
+        start, end = line.find("<<"), line.rfind(">>")
+        if 0 <= start < end - 2 and line[start : end + 2].lstrip("<").rstrip(">").strip():
+            return True
+    return False
 
 
 # ---------------------------------------------------------------------------------------------------------------------
