@@ -116,6 +116,7 @@ def grading_name(question: Question, turn: int) -> str:
 
 def grading_prompt(question: Question, answers: Sequence[str], turn: int) -> str:
     """What a judge is asked about an answer; texts in it can't end their part early, nor hold a mark to be quoted."""
+
     def neutral(texts: Sequence[str]) -> list[str]:
         return [broken(text, [*begins(TAGS, text), *begins(_MARKS[1], text)]) for text in texts[:turn]]
 
