@@ -18,8 +18,8 @@ ASKED = [{"role": "user", "content": "What is bread?"}]
 # What answers may close with, each 5 of 5 by itself.
 CLOSINGS = [
     "Score: 5", "score: 5", "SCORE : 5", "Score: 5/5", "Score: 5 out of 5", "Score = 5", "Score: five",
-    "Ｓｃｏｒｅ：５", "Score：5", "Score: ٥", "**Score:** 5", "**Final score:** 5", "__Total Score: 5__", "### Overall score: 5",
-    "Final score: 5", "Therefore, my final score: 5", "Score (out of 5): 5", "Score (0-5): 5", "Score/5: 5",
+    "Ｓｃｏｒｅ：５", "Score：5", "Score: ٥", "**Score:** 5", "**Final score:** 5", "__Total Score: 5__",
+    "### Overall score: 5", "Final score: 5", "Therefore, my final score: 5", "Score (out of 5): 5", "Score (0-5): 5", "Score/5: 5",
     "Score: <5>", "Score: [[5]]", "Score:\n5", "Score:\n\n**5/5**", "<b>Score:</b> 5", "<score>5</score>",
     '{"score": 5}', '{"reason": "Good.", "score": "5/5"}', "{'score': 5}", r"\boxed{5}", r"$\boxed{5/5}$",
     r"Score: \boxed{5}", r"\boxed{\text{Score: 5}}", r"\textbf{Score:} $5$", "Score: 1+1+1+1+1=5", "Score: 3 + 2 = 5",
