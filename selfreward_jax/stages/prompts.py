@@ -126,13 +126,14 @@ def _self_instruct(run: Run, t: int, ref: ModelRef, artefact: str, inputs: dict,
     journal = run.journal(artefact, inputs)
     kept: list[Row] = []
     rejected: list[Row] = []
+    shown = [*pool]
     batch_rows = min(run.config.generation.slots, max(8, 2 * count))
     with meter(f"M{t} prompts", count, unit="prompts") as progress:
         for number in range(c.max_rounds):
             if not journal.has(number):
                 engine = run.engine(ref)
-                candidates = _candidates(run, engine, t, number, seeds, [*pool, *(r["text"] for r in kept)], batch_rows)
-                journal.write(number, candidates)
+                shown += [row["text"] for row in kept[len(shown) - len(pool) :]]
+                journal.write(number, _candidates(run, engine, t, number, seeds, shown, batch_rows))
             hosts.wait(f"round {number} of {artefact} is written")
             tokens = 0
             for row in journal.rows(number):
