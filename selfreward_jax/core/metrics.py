@@ -1,6 +1,5 @@
 """Training metrics as JSONL, one line a step, to TensorBoard, and to a tracker if one is asked for."""
 
-import hashlib
 import json
 import os
 import time
@@ -13,7 +12,7 @@ from etils import epath
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.hosts import is_writer
 from selfreward_jax.core.progress import say
-from selfreward_jax.core.rows import Row, content_id, parse_row, to_line
+from selfreward_jax.core.rows import Row, content_id, to_line
 from selfreward_jax.core.store import disk_error, is_local, write_atomic
 
 SPEED_FILE = "throughput.jsonl"
@@ -129,51 +128,29 @@ class Tracker:
         self._run.finish()
 
 
-def mark_of(path: epath.Path) -> epath.Path:
-    """Where the hash of what was flushed of a file of `StepLines` lies."""
-    return path.parent / f".{path.name}.sha256"
-
-
-def _step(line: bytes) -> Row:
-    row = json.loads(line)
-    return {**row, "step": int(row["step"])}
-
-
 class StepLines:
     """A JSONL file with a line a step.
 
-    Lines up to a checkpoint's step are kept on resume, later ones are written again as training repeats them. Beside
-    it, until it is closed, lies the hash of what was flushed.
+    Lines up to a checkpoint's step are kept on resume, later ones are written again as training repeats them.
     """
 
     def __init__(self, path: epath.Path | None, *, start_step: int):
         """Keeps the rows in memory alone if `path` is None.
 
         `seen` is the last step that an earlier session wrote.
-
-        Raises:
-          UserError: what an earlier session wrote has been changed.
         """
         self.rows: list[Row] = []
         self.seen = 0
         self.path = path
         if not path:
             return
-        self._mark = mark_of(path)
-        data = path.read_bytes() if path.exists() else b""
-        self._check(data)
-        # A line that was being written when the process died has no newline yet.
-        before = [parse_row(line, _step, f"{path}:{n}") for n, line in enumerate(data.split(b"\n")[:-1], 1)]
-        self.seen = max((row["step"] for row in before), default=0)
-        self.rows = [row for row in before if row["step"] <= start_step]
-        self._mark.unlink(missing_ok=True)
+        if path.exists():
+            # A line that was being written when the process died has no newline yet.
+            lines = path.read_text().split("\n")[:-1]
+            before = list(map(json.loads, lines))
+            self.seen = max((row["step"] for row in before), default=0)
+            self.rows = [row for row in before if row["step"] <= start_step]
         write_atomic(path, "".join(map(to_line, self.rows)))
-
-    def _check(self, data: bytes) -> None:
-        size, _, sha256 = self._mark.read_text().partition(" ") if self._mark.exists() else ("0", "", "")
-        if sha256 and hashlib.sha256(data[: int(size)]).hexdigest() != sha256:
-            mend = f"restore it from a copy, or delete {self.path and self.path.parent / 'training.json'} to train anew"
-            raise UserError(f"{self.path}: not what was written; {mend}.")
 
     def write(self, row: Row) -> None:
         self.rows.append(row)
@@ -200,13 +177,6 @@ class StepLines:
             self._append("", sync=True)
         else:
             write_atomic(self.path, "".join(map(to_line, self.rows)))
-        data = "".join(map(to_line, self.rows)).encode()
-        write_atomic(self._mark, f"{len(data)} {hashlib.sha256(data).hexdigest()}")
-
-    def close(self) -> None:
-        self.flush()
-        if self.path and is_writer():
-            self._mark.unlink(missing_ok=True)
 
 
 class MetricsLog:
@@ -257,7 +227,6 @@ class MetricsLog:
             self._board.flush()
 
     def close(self) -> None:
-        self._metrics.close()
-        self._speed.close()
+        self.flush()
         if self._board:
             self._board.close()

@@ -8,6 +8,7 @@ from typing import Any
 from selfreward_jax.core.config import split_names
 from selfreward_jax.core.errors import about
 from selfreward_jax.core.hosts import is_writer
+from selfreward_jax.core.paths import matching
 from selfreward_jax.core.progress import say
 from selfreward_jax.core.readers import fingerprint
 from selfreward_jax.core.rows import Prompt, Row, content_id
@@ -132,7 +133,7 @@ def tidy(run: Run, t: int) -> None:
     if not is_writer():
         return
     c, folder = run.config.checkpoint, run.root / f"m{t}"
-    for state in (folder / "checkpoints").glob("*/opt_state"):
+    for state in matching(folder / "checkpoints", "*/opt_state"):
         state.rmtree()
     if c.choose == WIN_RATE:
         steps = sorted(int(path.name) for path in (folder / "checkpoints").iterdir() if path.name.isdigit())
@@ -199,7 +200,6 @@ def train_model(
         write_adapter(folder, model.config, dataclasses.replace(model.adapter, base=init.name))
         where = save_merged(folder, step, model.params)
     save_model_files(folder, model, {"checkpoint": step, "hash": model.hash, **where, **choice})
-    run.record(f"m{t}/metrics.jsonl", {})  # for the report
     run.record(f"m{t}/{MODEL_FILE}", inputs, hash=model.hash, metrics=summarise(log), **choice, **facts)
     tidy(run, t)
     run.keep(ModelRef(f"m{t}", model.hash), model)
