@@ -17,7 +17,9 @@ from selfreward_jax.core.config import CHOICES, check, check_loss_bounds, leaves
 from selfreward_jax.core.errors import UserError, did_you_mean
 from selfreward_jax.core.forms import demonstration
 from selfreward_jax.core.interrupt import Interrupt
+from selfreward_jax.core.lock import held
 from selfreward_jax.core.losses import LossSettings, check_losses, loss_settings
+from selfreward_jax.core.paths import local_path
 from selfreward_jax.core.progress import meter, say
 from selfreward_jax.core.rows import (
     Judgement,
@@ -367,7 +369,8 @@ def dpo(
         raise UserError(f"sr.dpo: no option {name!r}.{did_you_mean(name, vars(losses))}")
     check_loss_bounds(losses, "sr.dpo: ")
     check_losses(losses, "sr.dpo: ")
-    made = _parsed(pairs, lambda row: row if isinstance(row, Pair | Single) else given(row, model.chat), "sr.dpo")
+    size = model.config.vocab_size
+    made = _parsed(pairs, lambda row: row if isinstance(row, Pair | Single) else given(row, model.chat, size), "sr.dpo")
     prepared = preference_rows(made, losses, model.context, "sr.dpo")
     labelled, left_out = prepared.rows, prepared.left_out(model.context)
     if not labelled:
@@ -429,12 +432,14 @@ def run(config: ConfigDict, workdir: str, *, resume: str = "") -> list[Row]:
     """
     check(config)
     keep_compiled_programs()
-    work = Run(workdir, config, resume=resume)
-    self_reward(work)
-    rows = summary.summarise(work)
-    report_on(work.root)
-    if work.tracker:
-        work.tracker.close()
+    with held(local_path(workdir), interrupt := Interrupt()):
+        work = Run(workdir, config, resume=resume, interrupt=interrupt)
+        self_reward(work)
+        work.check_rest()
+        rows = summary.summarise(work)
+        report_on(work.root)
+        if work.tracker:
+            work.tracker.close()
     return rows
 
 

@@ -18,6 +18,7 @@ from etils import epath
 from tokenizers import AddedToken, decoders, models, normalizers, processors
 
 from selfreward_jax.core.errors import UserError, in_one_line
+from selfreward_jax.core.paths import matching
 from selfreward_jax.core.progress import say
 from selfreward_jax.llama.config import shown
 from selfreward_jax.llama.hf import read_bytes, read_json, some
@@ -60,7 +61,7 @@ def load_tokenizer(folder: epath.Path) -> Any:
     ):
         local = epath.Path(name)
         for pattern in FILES:
-            for file in folder.glob(pattern):
+            for file in matching(folder, pattern):
                 copy = local / file.relative_to(folder)
                 copy.parent.mkdir(exist_ok=True)
                 copy.write_bytes(read_bytes(file))

@@ -12,13 +12,13 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from selfreward_jax import __version__
-from selfreward_jax.core import hosts
+from selfreward_jax.core import hosts, lock
 from selfreward_jax.core.commit import commit
 from selfreward_jax.core.config import differences, to_dict
 from selfreward_jax.core.errors import ReadOnly, UserError
 from selfreward_jax.core.interrupt import Interrupt
 from selfreward_jax.core.metrics import METRICS_FILE, SPEED_FILE, Board, Tracker
-from selfreward_jax.core.paths import is_local, local_path
+from selfreward_jax.core.paths import is_local, local_path, matching
 from selfreward_jax.core.progress import say
 from selfreward_jax.core.rows import Row, read_jsonl, to_line
 from selfreward_jax.core.store import Manifest, claim, is_claimed, write_atomic
@@ -40,6 +40,12 @@ def versions() -> dict[str, str]:
     found = {name: importlib.metadata.version(name) for name in packages}
     own = {"selfreward_jax": __version__} | ({"commit": commit()} if commit() else {})
     return {"python": platform.python_version(), **own, **found}
+
+
+def models_of(root: epath.Path) -> list[str]:
+    """The names of a run's models from M1 on, as far as they are made, in their order."""
+    made = [path for path in matching(root, "m*") if path.name[1:].isdigit() and (path / MODEL_FILE).exists()]
+    return sorted((path.name for path in made if path.name != "m0"), key=lambda name: int(name[1:]))
 
 
 def stored_config(root: epath.Path) -> dict[str, Any]:
@@ -251,7 +257,7 @@ def _claim(root: epath.Path, config: ConfigDict, resume: str) -> None:
             )
         if not changed:
             return
-    elif entry is None and root.exists() and (not root.is_dir() or any(root.iterdir())):
+    elif entry is None and root.exists() and not lock.is_empty(root):
         raise UserError(f"--workdir={root}: not empty and not a run; choose a new folder.")
     hosts.wait("the folder is looked at")
     write_atomic(path, text)

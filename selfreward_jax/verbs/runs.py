@@ -11,6 +11,7 @@ from selfreward_jax.configs import base
 from selfreward_jax.core.config import check, load_config
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.interrupt import Interrupt
+from selfreward_jax.core.lock import alone
 from selfreward_jax.core.paths import local_path
 from selfreward_jax.core.progress import say
 from selfreward_jax.core.rows import Judgement, Pair, Prompt, Response, load_rows
@@ -52,12 +53,17 @@ def config_of_run(root: epath.Path) -> ConfigDict:
     return config
 
 
+def _workdir(options: argparse.Namespace) -> str:
+    return "" if getattr(options, "dry_run", False) else options.workdir
+
+
 def _open(options: argparse.Namespace, overrides: Overrides, interrupt: Interrupt) -> Run:
     work = Run(options.workdir, _config(options, overrides), resume=options.resume, interrupt=interrupt)
     work.profile = getattr(options, "profile", None)
     return work
 
 
+@alone(_workdir)
 def run(options: argparse.Namespace, overrides: Overrides, interrupt: Interrupt) -> None:
     work = _open(options, overrides, interrupt)
     before = list(work.manifest.artefacts())
@@ -71,6 +77,7 @@ def run(options: argparse.Namespace, overrides: Overrides, interrupt: Interrupt)
     summary.show(work, rows)
 
 
+@alone(_workdir)
 def sft(options: argparse.Namespace, overrides: Overrides, interrupt: Interrupt) -> None:
     if options.dry_run:
         return dry_run.show(_config(options, overrides), "sft")
@@ -97,6 +104,7 @@ def _rows(work: Run, t: int, name: str, kind: type) -> list:
     return load_rows(path, kind) if path.read_text().strip() else []  # no pair at all is a result too
 
 
+@alone(_workdir)
 def prompts(options: argparse.Namespace, overrides: Overrides, interrupt: Interrupt) -> None:
     work = _open(options, overrides, interrupt)
     t = _iteration(options, work)
@@ -104,6 +112,7 @@ def prompts(options: argparse.Namespace, overrides: Overrides, interrupt: Interr
     say(f"{len(made)} prompts lie in {work.root / f'm{t}' / 'prompts.jsonl'}")
 
 
+@alone(_workdir)
 def respond(options: argparse.Namespace, overrides: Overrides, interrupt: Interrupt) -> None:
     work = _open(options, overrides, interrupt)
     t = _iteration(options, work)
@@ -111,6 +120,7 @@ def respond(options: argparse.Namespace, overrides: Overrides, interrupt: Interr
     say(f"{len(made)} answers lie in {work.root / f'm{t}' / 'responses.jsonl'}")
 
 
+@alone(_workdir)
 def judge(options: argparse.Namespace, overrides: Overrides, interrupt: Interrupt) -> None:
     work = _open(options, overrides, interrupt)
     t = _iteration(options, work)
@@ -119,6 +129,7 @@ def judge(options: argparse.Namespace, overrides: Overrides, interrupt: Interrup
     say(f"{len(made)} judgements lie in {work.root / f'm{t}' / 'judgements.jsonl'}")
 
 
+@alone(_workdir)
 def pairs(options: argparse.Namespace, overrides: Overrides, interrupt: Interrupt) -> None:
     work = _open(options, overrides, interrupt)
     t = _iteration(options, work)
@@ -128,6 +139,7 @@ def pairs(options: argparse.Namespace, overrides: Overrides, interrupt: Interrup
     say(f"{len(made)} pairs lie in {work.root / f'm{t}' / 'pairs.jsonl'}, what was left out in dropped.jsonl beside it")
 
 
+@alone(_workdir)
 def dpo(options: argparse.Namespace, overrides: Overrides, interrupt: Interrupt) -> None:
     if options.dry_run:
         return dry_run.show(_config(options, overrides), "dpo")

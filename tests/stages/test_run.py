@@ -28,7 +28,7 @@ IN_TRAINING = ("metrics.jsonl", "throughput.jsonl", "training.json")
 NOT_IN_THE_MANIFEST = {
     "manifest.jsonl",
     "report.html",
-    *(f"m{t}/{name}" for t in (1, 2, 3) for name in (*IN_MODEL[1:], *IN_TRAINING[1:])),
+    *(f"m{t}/{name}" for t in (1, 2, 3) for name in (*IN_MODEL[1:], *IN_TRAINING)),
 }
 
 
