@@ -17,7 +17,9 @@ from selfreward_jax.core.config import CHOICES, check, check_loss_bounds, leaves
 from selfreward_jax.core.errors import UserError, did_you_mean
 from selfreward_jax.core.forms import demonstration
 from selfreward_jax.core.interrupt import Interrupt
+from selfreward_jax.core.lock import held
 from selfreward_jax.core.losses import LossSettings, check_losses, loss_settings
+from selfreward_jax.core.paths import local_path
 from selfreward_jax.core.progress import meter, say
 from selfreward_jax.core.rows import (
     Judgement,
@@ -428,12 +430,14 @@ def run(config: ConfigDict, workdir: str, *, resume: str = "") -> list[Row]:
     """
     check(config)
     keep_compiled_programs()
-    work = Run(workdir, config, resume=resume)
-    self_reward(work)
-    rows = summary.summarise(work)
-    report_on(work.root)
-    if work.tracker:
-        work.tracker.close()
+    with held(local_path(workdir), interrupt := Interrupt()):
+        work = Run(workdir, config, resume=resume, interrupt=interrupt)
+        self_reward(work)
+        work.check_rest()
+        rows = summary.summarise(work)
+        report_on(work.root)
+        if work.tracker:
+            work.tracker.close()
     return rows
 
 

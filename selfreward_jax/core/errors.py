@@ -9,6 +9,10 @@ class UserError(Exception):
     """Input that can't be used. The command line prints it as one line and exits with status 2."""
 
 
+class ReadOnly(UserError):
+    """A place that may not be written, where what is there already may be enough."""
+
+
 @contextlib.contextmanager
 def about(field: str) -> Iterator[None]:
     """Names the field or flag that wrong input was given for."""

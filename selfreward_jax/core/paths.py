@@ -1,5 +1,6 @@
 """What people type as a path: one reading of it for input, output, models and templates."""
 
+import fnmatch
 import os
 from pathlib import PurePath
 
@@ -10,6 +11,17 @@ from selfreward_jax.core.errors import UserError
 
 def is_local(path: epath.PathLike) -> bool:
     return "://" not in str(path)
+
+
+def matching(folder: epath.PathLike, pattern: str) -> list[epath.Path]:
+    """What lies in a folder under names like `*.gguf` or `*/a.txt`, sorted, but for what is hidden.
+
+    As `glob`, but the folder's own name is no pattern, whatever characters are in it.
+    """
+    folder, (first, _, rest) = epath.Path(folder), pattern.partition("/")
+    there = folder.iterdir() if folder.is_dir() else ()
+    found = sorted(path for path in there if path.name[0] != "." and fnmatch.fnmatchcase(path.name, first))
+    return [below for path in found for below in matching(path, rest)] if rest else found
 
 
 def local_path(path: epath.PathLike) -> epath.Path:

@@ -24,7 +24,7 @@ from etils import epath
 from selfreward_jax.core import hub_rows, texts
 from selfreward_jax.core.errors import UserError, first_line
 from selfreward_jax.core.json_rows import ArrayReader, checked, row_of
-from selfreward_jax.core.paths import local_path
+from selfreward_jax.core.paths import local_path, matching
 from selfreward_jax.core.rows import Row, parse_row, present
 from selfreward_jax.core.store import sha256_file
 from selfreward_jax.core.texts import (
@@ -150,7 +150,7 @@ def _of_folder(folder: epath.Path, what: str, every: bool) -> Iterator[tuple[str
     if hub_rows.is_saved(folder):
         yield from hub_rows.saved_rows(folder, str(folder), every)
         return
-    inside = (p for depth in ("*", "*/*", "*/*/*") for p in folder.glob(depth))
+    inside = (p for depth in ("*", "*/*", "*/*/*") for p in matching(folder, depth))
     files = sorted(p for p in inside if form_of(p.name) and p.name[0] != "." and p.name not in hub_rows.ABOUT)
     if not files:
         raise UserError(f"{folder}: no {', '.join(FORMS)} file in this folder; it should hold {what}.")

@@ -11,6 +11,7 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
+from selfreward_jax.core import lock
 from selfreward_jax.core.config import differences
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.interrupt import Interrupt
@@ -45,7 +46,7 @@ class Desk(Work):
         path = local_path(root)
         if (path / "config.json").exists():
             raise UserError(f"--output={path}: is a run's folder; choose another, such as {path / 'eval' / 'mine'}.")
-        if path.exists() and (not path.is_dir() or any(path.iterdir())) and not (path / "manifest.jsonl").exists():
+        if path.exists() and not lock.is_empty(path) and not (path / "manifest.jsonl").exists():
             raise UserError(f"--output={path}: not empty and not an evaluation; choose a new folder.")
         super().__init__(root, config, interrupt)
         self._adapters: dict[str, str] = {}  # of a run's M0, by the path of what it is merged into

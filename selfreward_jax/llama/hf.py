@@ -25,6 +25,7 @@ import safetensors.numpy
 from etils import epath
 
 from selfreward_jax.core.errors import UserError
+from selfreward_jax.core.paths import matching
 from selfreward_jax.llama.config import LlamaConfig, config_from_hf
 from selfreward_jax.llama.params import Params, ParamSpec, full_shape, is_spec, param_specs
 
@@ -222,7 +223,7 @@ def weight_map(folder: epath.Path) -> dict[str, list[str] | None]:
         return {WEIGHTS: None}
     path = folder / INDEX
     if not path.exists():
-        pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
+        pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in matching(folder, pattern))
         if pickles:
             raise UserError(
                 f"{folder}: only pickle weights ({some(pickles, verb=False)}), which are never loaded since they can "

@@ -24,7 +24,7 @@ from selfreward_jax.core.checkpoints import Checkpoints, Damaged, restore
 from selfreward_jax.core.errors import UserError, about, first_line
 from selfreward_jax.core.hosts import is_writer
 from selfreward_jax.core.mesh import RULES, Rules, make_mesh
-from selfreward_jax.core.paths import local_path
+from selfreward_jax.core.paths import local_path, matching
 from selfreward_jax.core.store import Manifest, write_atomic
 from selfreward_jax.core.texts import read_text
 from selfreward_jax.core.tokens import DATE, Chat, choose_template
@@ -99,7 +99,7 @@ def _package_file(name: str) -> epath.Path:
     folder = epath.Path(spec.submodule_search_locations[0])
     if file:
         return folder / file
-    found = sorted({gguf.parts(path)[0] for path in folder.glob("*.gguf")})
+    found = sorted({gguf.parts(path)[0] for path in matching(folder, "*.gguf")})
     if len(found) != 1:
         raise UserError(
             f"model.path: the package {package!r} holds {len(found)} .gguf files; name one: package:{package}/FILE"

@@ -16,6 +16,7 @@ from etils import epath
 from tokenizers import AddedToken, decoders, models, normalizers, processors
 
 from selfreward_jax.core.errors import UserError
+from selfreward_jax.core.paths import matching
 from selfreward_jax.core.progress import say
 from selfreward_jax.llama.hf import read_json, some
 
@@ -46,7 +47,7 @@ def load_tokenizer(folder: epath.Path) -> Any:
     with tempfile.TemporaryDirectory() as name:
         local = epath.Path(name)
         for pattern in FILES:
-            for file in folder.glob(pattern):
+            for file in matching(folder, pattern):
                 copy = local / file.relative_to(folder)
                 copy.parent.mkdir(exist_ok=True)
                 copy.write_bytes(file.read_bytes())

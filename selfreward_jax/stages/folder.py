@@ -75,15 +75,8 @@ class Folder:
         self.manifest = Manifest(self.root)
 
     def intact(self, artefact: str) -> epath.Path:
-        """The path of an artefact that is still what was recorded, to be read.
-
-        Raises:
-          UserError: it is not.
-        """
-        if changed := self.manifest.changed(artefact):
-            mend = "restore it from a copy, or delete it to have the stage that wrote it make it again"
-            raise UserError(f"{self.root}: {changed}; {mend}.")
-        return self.root / artefact
+        """`Manifest.intact`."""
+        return self.manifest.intact(artefact)
 
     def hash_of(self, artefact: str) -> str:
         """SHA-256 of an artefact's bytes, which must be those that were recorded, if any were."""
@@ -137,7 +130,7 @@ class Folder:
           UserError: it is not what is on record, and what was made from that is there.
         """
         entry = self.manifest.entry(artefact)
-        if entry is None or not self.manifest.is_made(artefact, inputs):
+        if entry is None or not inputs or not self.manifest.is_made(artefact, inputs):
             return
         (name, value), *_ = found.items()
         later = [name for name in self.manifest.after(artefact) if (self.root / name).exists()]
@@ -162,7 +155,8 @@ class Folder:
           The part's number, and a function that takes its rows and how many tokens they cost, and stores them.
         """
         journal = self.journal(artefact, inputs)
-        left = [n for n in range(len(sizes)) if not journal.has(n)]
+        there = set(journal.numbers())
+        left = [n for n in range(len(sizes)) if n not in there]
         hosts.wait(f"{artefact} is read")
         with meter(title, sum(sizes), done=sum(sizes) - sum(sizes[n] for n in left)) as progress:
             for n in left:

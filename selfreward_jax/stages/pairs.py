@@ -37,7 +37,7 @@ def build_pairs(
         "min_parsed": scores_needed(c.judge),
         "truncated": c.respond.truncated,
     }
-    if run.is_made(artefact, inputs):
+    if run.is_made(artefact, inputs, f"m{t}/dropped.jsonl", f"m{t}/positives.jsonl") and run.has_logged(t):
         run.skip(f"M{t} pairs")
         return _load(run, artefact)
 

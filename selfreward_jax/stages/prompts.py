@@ -56,7 +56,7 @@ def create_prompts(run: Run, t: int, model: ModelRef) -> list[Prompt]:
     }
     if c.seeds:
         inputs["seeds"] = fingerprint(c.seeds)
-    if run.is_made(artefact, inputs):
+    if run.is_made(artefact, inputs, f"m{t}/rejected_prompts.jsonl"):
         run.skip(f"M{t} prompts")
     else:
         _self_instruct(run, t, generator, artefact, inputs, earlier)

@@ -9,6 +9,7 @@ from selfreward_jax.core.config import split_names
 from selfreward_jax.core.errors import UserError, about
 from selfreward_jax.core.hosts import is_writer
 from selfreward_jax.core.metrics import METRICS_FILE
+from selfreward_jax.core.paths import matching
 from selfreward_jax.core.progress import say
 from selfreward_jax.core.readers import fingerprint
 from selfreward_jax.core.rows import Prompt, Row, content_id
@@ -140,7 +141,7 @@ def tidy(run: Run, t: int) -> None:
     if not is_writer():
         return
     c, folder = run.config.checkpoint, run.root / f"m{t}"
-    for state in (folder / "checkpoints").glob("*/opt_state"):
+    for state in matching(folder / "checkpoints", "*/opt_state"):
         state.rmtree()
     if c.choose == WIN_RATE:
         steps = sorted(int(path.name) for path in (folder / "checkpoints").iterdir() if path.name.isdigit())
@@ -174,7 +175,7 @@ def train_model(
     if settings.keep_due:
         prompts = validation_prompts(run, title, held_out, asked)
         Choice(run, t, init, lora).check_judge()
-    run.claim_training(folder / "training.sha256", inputs)
+    run.claim_training(folder / "training.json", inputs)
     if held_out:
         say(f"{title}: {len(held_out)} of {len(rows) + len(held_out)} rows are held out")
     if lora:

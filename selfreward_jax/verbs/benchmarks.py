@@ -22,6 +22,7 @@ from selfreward_jax.core import hosts
 from selfreward_jax.core.config import load_config
 from selfreward_jax.core.errors import UserError, did_you_mean
 from selfreward_jax.core.interrupt import Interrupt
+from selfreward_jax.core.lock import alone
 from selfreward_jax.core.paths import local_path
 from selfreward_jax.core.progress import say
 from selfreward_jax.core.readers import fingerprint, read_rows, stem
@@ -97,6 +98,7 @@ def _show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
 # AlpacaEval
 
 
+@alone(lambda options: options.output)
 def alpaca(options: argparse.Namespace, overrides: Overrides, interrupt: Interrupt) -> None:
     asked = alpaca_eval.read_instructions(options.prompts)
     desk = _open(options, overrides, interrupt)
@@ -113,6 +115,7 @@ def alpaca(options: argparse.Namespace, overrides: Overrides, interrupt: Interru
 # MT-bench
 
 
+@alone(lambda options: options.output)
 def mt_bench(options: argparse.Namespace, overrides: Overrides, interrupt: Interrupt) -> None:
     questions = read_rows(options.questions, mt.parse_question, "MT-bench's questions")
     if len({q.id for q in questions}) < len(questions):
@@ -217,6 +220,7 @@ def _no_mark(name: str, rows: Sequence[Row]) -> UserError:
 # IFEval
 
 
+@alone(lambda options: options.output)
 def ifeval(options: argparse.Namespace, overrides: Overrides, interrupt: Interrupt) -> None:
     if bool(options.model) == bool(options.responses):
         raise UserError("eval ifeval: give either --model=DIR or --responses=FILE.")
@@ -283,6 +287,7 @@ def check_tasks(names: Sequence[str], manager: Any) -> None:
         raise UserError("--tasks: none named; lm-eval ls tasks lists them.")
 
 
+@alone(lambda options: options.output)
 def harness(options: argparse.Namespace, overrides: Overrides, interrupt: Interrupt) -> None:
     if importlib.util.find_spec("lm_eval") is None:
         raise UserError("eval harness: lm-eval is not installed; pip install 'lm-eval>=0.4.13'.")

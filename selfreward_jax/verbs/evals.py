@@ -13,7 +13,8 @@ from selfreward_jax.core import hosts
 from selfreward_jax.core.config import load_config, override
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.interrupt import Interrupt
-from selfreward_jax.core.paths import local_path
+from selfreward_jax.core.lock import alone
+from selfreward_jax.core.paths import local_path, matching
 from selfreward_jax.core.progress import say
 from selfreward_jax.core.readers import fingerprint, stem
 from selfreward_jax.evals.desk import Desk
@@ -21,9 +22,11 @@ from selfreward_jax.evals.human import HumanData, load_human
 from selfreward_jax.evals.judge_eval import Asked, Judge, evaluate_judges
 from selfreward_jax.evals.judge_table import judge_table
 from selfreward_jax.llama.load import MODEL_FILE
+from selfreward_jax.stages.run import models_of
 from selfreward_jax.verbs.runs import Overrides, config_of_run
 
 
+@alone(lambda options: options.output or (options.workdir and _own_folder(options.workdir, options.data)))
 def judge(options: argparse.Namespace, overrides: Overrides, interrupt: Interrupt) -> None:
     if not options.workdir and not (options.model and options.output):
         raise UserError("eval judge: give --workdir=RUN, or --model=DIR and --output=DIR.")
@@ -63,15 +66,9 @@ def _places(options: argparse.Namespace) -> list[tuple[str, str, str]]:
     if not options.workdir:
         return [(path, safe_name(path), path) for path in dict.fromkeys(options.model)]
     root = local_path(options.workdir)
-    names = dict.fromkeys(options.model) or _models_of(root)
-    return [(name.upper(), name, _place_of(options, name)) for name in names]
-
-
-def _models_of(root: epath.Path) -> list[str]:
-    made = [p.name for p in root.glob("m*") if p.name[1:].isdigit() and p.name != "m0" and (p / MODEL_FILE).exists()]
-    if not made:
+    if not (names := dict.fromkeys(options.model) or models_of(root)):
         raise UserError(f"{root}: has no model yet; run it first, or give --model=m0.")
-    return sorted(made, key=lambda name: int(name[1:]))
+    return [(name.upper(), name, _place_of(options, name)) for name in names]
 
 
 def _place_of(options: argparse.Namespace, name: str) -> str:
@@ -81,7 +78,7 @@ def _place_of(options: argparse.Namespace, name: str) -> str:
     root = local_path(options.workdir)
     if (root / name / MODEL_FILE).exists():
         return str(root / name)
-    known = [p.name for p in root.glob("m*") if (p / MODEL_FILE).exists()]
+    known = [p.name for p in matching(root, "m*") if (p / MODEL_FILE).exists()]
     raise UserError(f"{root}: has no model {name}; it has {', '.join(sorted(known)) or 'none yet'}.")
 
 

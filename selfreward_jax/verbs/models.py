@@ -14,11 +14,11 @@ from selfreward_jax.core.rows import Row, present, to_line
 from selfreward_jax.core.store import write_atomic
 from selfreward_jax.engine.score import implicit_reward, score_in_order
 from selfreward_jax.llama import hf
-from selfreward_jax.llama.load import MODEL_FILE, Model, load_chat, load_model, recorded_date
+from selfreward_jax.llama.load import Model, load_chat, load_model, recorded_date
 from selfreward_jax.llama.peft import save_adapter
 from selfreward_jax.report.card import model_card
 from selfreward_jax.stages.adapters import adapter_since_m0
-from selfreward_jax.stages.run import stored_config
+from selfreward_jax.stages.run import models_of, stored_config
 from selfreward_jax.training.batches import Example
 from selfreward_jax.verbs.runs import Overrides
 
@@ -133,7 +133,6 @@ def newest_model(workdir: str) -> tuple[str, str]:
     """
     root = local_path(workdir)
     config = stored_config(root)
-    made = [p for p in root.glob("m*") if p.name[1:].isdigit() and p.name != "m0" and (p / MODEL_FILE).exists()]
-    if made:
-        return str(max(made, key=lambda p: int(p.name[1:]))), ""
+    if made := models_of(root):
+        return str(root / made[-1]), ""
     return config["model"]["path"], config["model"].get("adapter", "")

@@ -11,6 +11,7 @@ from selfreward_jax.configs import base
 from selfreward_jax.core.config import check, load_config
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.interrupt import Interrupt
+from selfreward_jax.core.lock import alone
 from selfreward_jax.core.paths import local_path
 from selfreward_jax.core.progress import say
 from selfreward_jax.core.rows import Judgement, Pair, Prompt, Response, load_rows
@@ -33,7 +34,7 @@ def _config(options: argparse.Namespace, overrides: Overrides) -> ConfigDict:
     if options.config:
         return load_config(options.config, overrides)
     path = local_path(options.workdir) / "config.json"
-    if not path.exists():
+    if not path.exists() and not (path.parent / "manifest.jsonl").exists():
         raise UserError(f"--workdir={options.workdir}: no run there yet; give --config=FILE to begin one.")
     if overrides:
         raise UserError(f"{overrides[0]}: give --config=FILE too; the configuration of a run is not changed in place.")
@@ -52,23 +53,31 @@ def config_of_run(root: epath.Path) -> ConfigDict:
     return config
 
 
+def _workdir(options: argparse.Namespace) -> str:
+    return "" if getattr(options, "dry_run", False) else options.workdir
+
+
 def _open(options: argparse.Namespace, overrides: Overrides, interrupt: Interrupt) -> Run:
     work = Run(options.workdir, _config(options, overrides), resume=options.resume, interrupt=interrupt)
     work.profile = getattr(options, "profile", None)
     return work
 
 
+@alone(_workdir)
 def run(options: argparse.Namespace, overrides: Overrides, interrupt: Interrupt) -> None:
     work = _open(options, overrides, interrupt)
     before = list(work.manifest.artefacts())
     self_reward(work)
+    work.check_rest()
+    done = before == list(work.manifest.artefacts())
     rows = summary.summarise(work)
-    if before == list(work.manifest.artefacts()):
+    if done:
         say("all is done already")
     report_on(work.root)
     summary.show(work, rows)
 
 
+@alone(_workdir)
 def sft(options: argparse.Namespace, overrides: Overrides, interrupt: Interrupt) -> None:
     if options.dry_run:
         return dry_run.show(_config(options, overrides), "sft")
@@ -88,12 +97,14 @@ def _iteration(options: argparse.Namespace, work: Run) -> int:
 
 
 def _rows(work: Run, t: int, name: str, kind: type) -> list:
-    path = work.root / f"m{t}" / f"{name}.jsonl"
+    artefact = f"m{t}/{name}.jsonl"
+    path = work.intact(artefact) if work.manifest.entry(artefact) else work.root / artefact
     if not path.exists():
         raise UserError(f"{path}: not there yet; run the stage that makes it first.")
     return load_rows(path, kind) if path.read_text().strip() else []  # no pair at all is a result too
 
 
+@alone(_workdir)
 def prompts(options: argparse.Namespace, overrides: Overrides, interrupt: Interrupt) -> None:
     work = _open(options, overrides, interrupt)
     t = _iteration(options, work)
@@ -101,6 +112,7 @@ def prompts(options: argparse.Namespace, overrides: Overrides, interrupt: Interr
     say(f"{len(made)} prompts lie in {work.root / f'm{t}' / 'prompts.jsonl'}")
 
 
+@alone(_workdir)
 def respond(options: argparse.Namespace, overrides: Overrides, interrupt: Interrupt) -> None:
     work = _open(options, overrides, interrupt)
     t = _iteration(options, work)
@@ -108,6 +120,7 @@ def respond(options: argparse.Namespace, overrides: Overrides, interrupt: Interr
     say(f"{len(made)} answers lie in {work.root / f'm{t}' / 'responses.jsonl'}")
 
 
+@alone(_workdir)
 def judge(options: argparse.Namespace, overrides: Overrides, interrupt: Interrupt) -> None:
     work = _open(options, overrides, interrupt)
     t = _iteration(options, work)
@@ -116,6 +129,7 @@ def judge(options: argparse.Namespace, overrides: Overrides, interrupt: Interrup
     say(f"{len(made)} judgements lie in {work.root / f'm{t}' / 'judgements.jsonl'}")
 
 
+@alone(_workdir)
 def pairs(options: argparse.Namespace, overrides: Overrides, interrupt: Interrupt) -> None:
     work = _open(options, overrides, interrupt)
     t = _iteration(options, work)
@@ -125,6 +139,7 @@ def pairs(options: argparse.Namespace, overrides: Overrides, interrupt: Interrup
     say(f"{len(made)} pairs lie in {work.root / f'm{t}' / 'pairs.jsonl'}, what was left out in dropped.jsonl beside it")
 
 
+@alone(_workdir)
 def dpo(options: argparse.Namespace, overrides: Overrides, interrupt: Interrupt) -> None:
     if options.dry_run:
         return dry_run.show(_config(options, overrides), "dpo")

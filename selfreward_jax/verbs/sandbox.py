@@ -9,12 +9,14 @@ from rich.console import Console
 from selfreward_jax.core.config import leaves, load_config
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.interrupt import Interrupt
+from selfreward_jax.core.lock import alone
 from selfreward_jax.core.paths import local_path
 from selfreward_jax.sandbox.seeds import WorldSettings
 from selfreward_jax.sandbox.study import Study, default_config, study
 from selfreward_jax.sandbox.table import table, verdicts
 
 
+@alone(lambda options: options.workdir)
 def sandbox(options: argparse.Namespace, overrides: Sequence[str], interrupt: Interrupt) -> None:
     config = load_config(options.config or default_config(), overrides)
     if dict(leaves(config))["loop.iterations"] < 2:

@@ -14,6 +14,7 @@ from selfreward_jax.core.config import load_config
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.hosts import is_writer
 from selfreward_jax.core.interrupt import Interrupt
+from selfreward_jax.core.lock import alone
 from selfreward_jax.core.progress import say
 from selfreward_jax.core.ranked import Ranked, Step, load_ranked, prompt_key
 from selfreward_jax.core.readers import read_rows
@@ -30,6 +31,7 @@ from selfreward_jax.verbs.runs import Overrides
 REQUEST = "request.json"  # in the folder: which sets were asked for, and who judged
 
 
+@alone(lambda options: options.output)
 def seeds(options: argparse.Namespace, overrides: Overrides, interrupt: Interrupt) -> None:
     config: Any = load_config(options.config or base.__file__, overrides)
     if config.judge.method == "expected":

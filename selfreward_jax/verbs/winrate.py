@@ -13,6 +13,7 @@ from selfreward_jax.core import hosts
 from selfreward_jax.core.config import load_config, override
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.interrupt import Interrupt
+from selfreward_jax.core.lock import alone
 from selfreward_jax.core.paths import local_path
 from selfreward_jax.core.progress import say
 from selfreward_jax.core.readers import fingerprint, is_data, stem
@@ -33,9 +34,11 @@ from selfreward_jax.llama.load import MODEL_FILE, locate, read_config
 from selfreward_jax.methods.judging import JudgeTemplate
 from selfreward_jax.methods.pairwise import PairwiseTemplate
 from selfreward_jax.stages.judge import needs_sampling
+from selfreward_jax.stages.run import models_of
 from selfreward_jax.verbs.runs import Overrides, config_of_run
 
 
+@alone(lambda options: _place(options))
 def winrate(options: argparse.Namespace, overrides: Overrides, interrupt: Interrupt) -> None:
     if bool(options.workdir) == bool(options.sides) or len(options.sides) not in (0, 2):
         raise UserError("eval winrate: give two sides, A and B, or --workdir=RUN.")
@@ -46,6 +49,13 @@ def winrate(options: argparse.Namespace, overrides: Overrides, interrupt: Interr
     else:
         results, desk = _of_two(options, config, template, interrupt)
     _show(results, desk)
+
+
+def _place(options: argparse.Namespace) -> epath.PathLike:
+    """The evaluation's folder; "" where options are missing, of which more is said."""
+    if options.output or not (options.workdir and options.prompts):
+        return options.output
+    return local_path(options.workdir) / "eval" / "winrate" / stem(options.prompts)
 
 
 def _of_two(
@@ -83,13 +93,14 @@ def _of_run(
     if not options.prompts:
         raise UserError("eval winrate --workdir=RUN: give --prompts=FILE.")
     root = local_path(options.workdir)
-    names = _models_of(root)
+    names = models_of(root)
+    if len(names) < 2:
+        raise UserError(f"--workdir={root}: has {len(names)} of its models M1 to MT; two are needed to compare.")
     pairs = [(names[t], names[t - 1]) for t in range(1, len(names))]
     pairs += [(name, names[0]) for name in names[2:]]
     asked = _asked(options, {}, config.seed)
     judge, judge_path = _judge_of_run(options, root, names)
-    place = options.output or root / "eval" / "winrate" / stem(options.prompts)
-    desk = Desk(place, config, interrupt)
+    desk = Desk(_place(options), config, interrupt)
     settings = _settings(options, config, template, asked, judge)
     desk.claim(RESULT, settings)
     if not options.judge:
@@ -173,13 +184,6 @@ def check_model(what: str, path: str) -> None:
             read_config(path)
     except UserError as error:
         raise UserError(f"eval winrate: {what}: {str(error).removeprefix('model.path: ')}") from None
-
-
-def _models_of(root: epath.Path) -> list[str]:
-    made = [p.name for p in root.glob("m*") if p.name[1:].isdigit() and p.name != "m0" and (p / MODEL_FILE).exists()]
-    if len(made) < 2:
-        raise UserError(f"--workdir={root}: has {len(made)} of its models M1 to MT; two are needed to compare.")
-    return sorted(made, key=lambda name: int(name[1:]))
 
 
 def _judge_of_run(options: argparse.Namespace, root: epath.Path, names: Sequence[str]) -> tuple[str, str]:

@@ -259,7 +259,9 @@ def drill(folder: Path, kills: int, seed: int, tell: Callable[[str], None] = pri
             plan.append(kill)
             done += 1
         try:
-            in_a_child(f"{run} is not as {expected} after {[*map(str, plan)]}", lambda r=run: assert_same_run(r, expected))
+            in_a_child(
+                f"{run} is not as {expected} after {[*map(str, plan)]}", lambda r=run: assert_same_run(r, expected)
+            )
         except Failed as error:
             raise Failed(str(error)) from None
         shutil.rmtree(run.parent)
