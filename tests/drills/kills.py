@@ -30,6 +30,7 @@ import numpy as np
 
 CHANGES: dict[str, Any] = {
     "prompts.source": "self_instruct",
+    "prompts.generator": "current",  # which ends its texts sooner than M0
     "prompts.rouge_threshold": 1.0,
     "prompts.min_words": 1,
     "prompts.max_new_tokens": 16,
@@ -273,6 +274,7 @@ def main() -> int:
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--folder", default="", help="where to work; by default one that is removed unless it fails")
     given = options.parse_args()
+    from selfreward_jax.core.commit import commit
     from tests import tiny
 
     folder = Path(given.folder or tempfile.mkdtemp(prefix="kills-"))
@@ -283,6 +285,7 @@ def main() -> int:
         os.environ["XLA_FLAGS"] += f" {QUICK}"
     for name in ("transformers", "orbax.checkpoint", "tensorboardX", "selfreward_jax.verbs.runs", "matplotlib.pyplot"):
         importlib.import_module(name)
+    commit()  # asked now, once: the manifest tells it, and somebody may work on the files meanwhile
     begun = time.monotonic()
     try:
         chains = drill(folder, given.kills, given.seed, lambda line: print(line, flush=True))
