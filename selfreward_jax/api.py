@@ -368,7 +368,8 @@ def dpo(
         raise UserError(f"sr.dpo: no option {name!r}.{did_you_mean(name, vars(losses))}")
     check_loss_bounds(losses, "sr.dpo: ")
     check_losses(losses, "sr.dpo: ")
-    made = _parsed(pairs, lambda row: row if isinstance(row, Pair | Single) else given(row, model.chat), "sr.dpo")
+    size = model.config.vocab_size
+    made = _parsed(pairs, lambda row: row if isinstance(row, Pair | Single) else given(row, model.chat, size), "sr.dpo")
     prepared = preference_rows(made, losses, model.context, "sr.dpo")
     labelled, left_out = prepared.rows, prepared.left_out(model.context)
     if not labelled:

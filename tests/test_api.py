@@ -409,10 +409,14 @@ def test_token_ids_without_the_rest_of_a_pair_are_refused_in_words_for_people(mo
         UserError, match=r"row 1: a pair with chosen_token_ids must be a line of pairs.jsonl; it lacks id,"
     ):
         sr.dpo(model, [row])
-    pair = dataclasses.asdict(given({"prompt": "x", "chosen": "y", "rejected": "z"}, model.chat))
+    size = model.config.vocab_size
+    pair = dataclasses.asdict(given({"prompt": "x", "chosen": "y", "rejected": "z"}, model.chat, size))
     with pytest.raises(UserError, match="row 1: chosen_token_ids must be a list of whole numbers"):
         sr.dpo(model, [pair | {"chosen_token_ids": "y"}])
-    assert given(pair | {"mine": 1}, model.chat) == given(pair, model.chat)
+    for wrong in (-1, size):
+        with pytest.raises(UserError, match=f"row 1: prompt_token_ids holds {wrong}, and the model's vocabulary has"):
+            sr.dpo(model, [pair | {"prompt_token_ids": [wrong]}])
+    assert given(pair | {"mine": 1}, model.chat, size) == given(pair, model.chat, size)
 
 
 def test_no_rows_teach_nothing(model):

@@ -28,7 +28,8 @@ def given_preferences(run: Run) -> list[Pair | Single]:
     data = run.config.dpo.data
     if data in OWN:
         return []
-    preferences = read_rows(data, lambda row: given(row, run.chat), "preferences")
+    size = run.words(run.ref("m0"))[0].vocab_size
+    preferences = read_rows(data, lambda row: given(row, run.chat, size), "preferences")
     _prepared(run, preferences, data)  # what is wrong shows before hours of training, not after them
     return preferences
 

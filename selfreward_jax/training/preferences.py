@@ -54,10 +54,10 @@ class Prepared:
         return " and ".join(told)
 
 
-def given(row: Mapping[str, Any], chat: Chat) -> Pair | Single:
+def given(row: Mapping[str, Any], chat: Chat, vocab_size: int) -> Pair | Single:
     """A preference from a row of any form of `core.forms.preference` or `core.forms.unpaired`.
 
-    A line of `pairs.jsonl` keeps its token ids.
+    A line of `pairs.jsonl` keeps its token ids, which must be below `vocab_size`.
 
     Raises:
       KeyError, TypeError, ValueError: a column is missing or wrong.
@@ -65,7 +65,7 @@ def given(row: Mapping[str, Any], chat: Chat) -> Pair | Single:
     """
     row = present(row)
     if "chosen_token_ids" in row:
-        return _with_ids(row)
+        return _with_ids(row, vocab_size)
     if not is_preference(row):
         one = unpaired(row)
         prompt_ids, (ids,) = completions_ids(chat, one.prompt, [one.completion])
@@ -91,13 +91,16 @@ def given(row: Mapping[str, Any], chat: Chat) -> Pair | Single:
     )
 
 
-def _with_ids(row: Row) -> Pair:
+def _with_ids(row: Row, vocab_size: int) -> Pair:
     fields = dataclasses.fields(Pair)
     if lost := [f.name for f in fields if f.default is dataclasses.MISSING and f.name not in row]:
         raise ValueError(f"a pair with chosen_token_ids must be a line of pairs.jsonl; it lacks {', '.join(lost)}")
     for name in ("prompt_token_ids", *(f"{side}_token_ids" for side in SIDES)):
         if not isinstance(row[name], list) or not all(type(token) is int for token in row[name]):
             raise ValueError(f"{name} must be a list of whole numbers")
+        wrong = next((token for token in row[name] if not 0 <= token < vocab_size), None)
+        if wrong is not None:
+            raise ValueError(f"{name} holds {wrong}, and the model's vocabulary has the ids 0 to {vocab_size - 1}")
     return from_dict(Pair, {f.name: row[f.name] for f in fields if f.name in row})
 
 

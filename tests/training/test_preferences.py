@@ -40,14 +40,14 @@ def test_a_template_that_changes_what_was_said_before_is_refused():
 
 def test_a_row_that_the_template_can_not_render_is_named_by_its_place():
     chat, row = Chat(llama2()), {"chosen": [*turns("a", "b")], "rejected": [*turns("a", "c")]}
-    assert isinstance(given(row, chat), Pair)
+    assert isinstance(given(row, chat, 400), Pair)
     wrong = {"prompt": [*turns("a", "b")[:1] * 2], "chosen": "c", "rejected": "d"}
     with pytest.raises(UserError, match="^file:7: chat template: can't render .*roles must alternate"):
-        parse_row(wrong, lambda row: given(row, chat), "file:7")
+        parse_row(wrong, lambda row: given(row, chat, 400), "file:7")
 
 
 def single(prompt: str, completion: str, label: bool) -> Single:
-    made = given({"prompt": prompt, "completion": completion, "label": label}, Chat(chatml()))
+    made = given({"prompt": prompt, "completion": completion, "label": label}, Chat(chatml()), 400)
     assert isinstance(made, Single)
     return made
 
@@ -67,6 +67,6 @@ def test_single_answers_are_rows_of_kto_with_an_answer_to_another_prompt():
 
 def test_what_is_too_long_or_equal_is_counted():
     rows = [{"prompt": "a", "chosen": "b", "rejected": text} for text in ("c", "b", "c" * 99, "d")]
-    prepared = preference_rows([given(row, Chat(chatml())) for row in rows], LossSettings(), 60, "here")
+    prepared = preference_rows([given(row, Chat(chatml()), 400) for row in rows], LossSettings(), 60, "here")
     assert (len(prepared.rows), prepared.too_long, prepared.equal) == (2, 1, 1)
     assert prepared.left_out(60) == "1 with the same answer on both sides and 1 of more than 60 tokens"
