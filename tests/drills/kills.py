@@ -274,13 +274,15 @@ def main() -> int:
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--folder", default="", help="where to work; by default one that is removed unless it fails")
     given = options.parse_args()
+    folder = Path(given.folder or tempfile.mkdtemp(prefix="kills-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    # Before JAX is imported, which reads some of them only then.
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder / "programs"))
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     from selfreward_jax.core.commit import commit
     from tests import tiny
 
-    folder = Path(given.folder or tempfile.mkdtemp(prefix="kills-"))
-    folder.mkdir(parents=True, exist_ok=True)
-    cache = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or folder / "programs")
-    os.environ |= tiny.environment(cache)
+    os.environ |= tiny.environment()
     if "optimization_level" not in os.environ["XLA_FLAGS"]:
         os.environ["XLA_FLAGS"] += f" {QUICK}"
     for name in ("transformers", "orbax.checkpoint", "tensorboardX", "selfreward_jax.verbs.runs", "matplotlib.pyplot"):

@@ -1,6 +1,7 @@
 """A model whose files are not what was written is made again, bit for bit, or refused in one line; never used."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from selfreward_jax import cli
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.llama.load import load_chat, load_model
+from selfreward_jax.stages.run import Run
 from tests import tiny
 from tests.drills.kills import assert_same_run
 
@@ -45,7 +47,8 @@ def test_what_follows_from_a_checkpoint_is_made_again_from_it(run, finished, dat
     said = capsys.readouterr().err
     for name in ("m1/tokenizer.json: not there any more", "m2/config.json: not what was", "m3/model.json: not there"):
         assert name in said
-    assert "steps, " not in said.replace("16/16", "")  # nothing was trained
+    begun = re.findall(r"(\d+)/(\d+) steps, going on", said)
+    assert len(begun) == 3 and all(done == steps for done, steps in begun)  # nothing was trained
     assert_same_run(run, finished)
 
 
@@ -102,3 +105,22 @@ def test_a_lost_line_of_the_metrics_is_refused(run, finished, data, capsys):
     assert cli.main(tiny.arguments("run", run, data)) == 2
     said = capsys.readouterr().err.splitlines()
     assert "m1/metrics.jsonl: not what was written" in said[-1] and "to train M1 again" in said[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after", "words"),
+    [
+        ("config.json", '"rope_theta": 10000.0', '"rope_theta": 20000.0', "its config.json's rope_"),
+        ("chat_template.jinja", "assistant", "helper", "its chat_template"),
+        ("tokenizer.json", '"add_prefix_space": false', '"add_prefix_space": true', "its tokenizer"),
+    ],
+)
+def test_m0s_words_and_shape_are_those_of_the_run_s_beginning(name, before, after, words, data, tmp_path, capsys):
+    path = shutil.copytree(data / "model", tmp_path / "model") / name
+    run = Run(str(tmp_path / "run"), tiny.make_config(data, {"model.path": str(path.parent)}))
+    assert run.base() == Run(str(tmp_path / "run"), run.config).base()
+    text = path.read_text()
+    assert before in text
+    path.write_text(text.replace(before, after))
+    with pytest.raises(UserError, match=f"config.model.path: .*{words}"):
+        Run(str(tmp_path / "run"), run.config).base()
