@@ -1,4 +1,4 @@
-.PHONY: quickstart test torch fast lint bench format clean
+.PHONY: quickstart test torch fast drill lint bench format clean
 
 quickstart: ## the whole loop on a CPU
 	bash launch/quickstart.sh
@@ -11,6 +11,10 @@ torch: ## what `test` skips: comparisons with PyTorch, TRL, PEFT and lm-eval, TP
 
 fast: ## tests that take seconds
 	bash launch/test.sh -m "not slow"
+
+N ?= 200
+drill: ## kills a tiny run N times at random moments, and compares what it ends with bit by bit
+	.venv/bin/python -m tests.drills.kills --kills=$(N)
 
 lint: ## lint and types
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && PATH="$$PWD/.venv/bin:$$PATH" .venv/bin/pyright

@@ -23,7 +23,7 @@ from selfreward_jax.core.progress import say
 from selfreward_jax.core.rows import Row, read_jsonl, to_line
 from selfreward_jax.core.store import Manifest, claim, is_claimed, write_atomic
 from selfreward_jax.core.tokens import Chat
-from selfreward_jax.llama.config import LlamaConfig
+from selfreward_jax.llama.config import LlamaConfig, config_to_json
 from selfreward_jax.llama.hub import at, commit_of
 from selfreward_jax.llama.load import MERGED, MODEL_FILE, Model, load_chat, load_model, locate
 from selfreward_jax.stages.work import ModelRef, Work
@@ -76,6 +76,7 @@ class Run(Work):
           UserError: the folder belongs to another configuration, or isn't a run.
         """
         _claim(local_path(workdir), config, resume)
+        self._forced = resume == "force"
         hosts.wait("the run is claimed")
         super().__init__(workdir, config, interrupt)
         with contextlib.suppress(ReadOnly):  # nothing needs to be written to a run that is finished
@@ -84,20 +85,38 @@ class Run(Work):
         self.tracker = Tracker(self.root, to_dict(config)) if tracked else None
 
     def base(self) -> ModelRef:
-        """M0, hashed once and recorded."""
+        """M0, hashed once and recorded.
+
+        Raises:
+          UserError: its tokenizer, chat template or shape is no longer what it was.
+        """
         c = self.config.model
         inputs = {"stage": "base", "model": c.to_dict()}
-        if not self.is_made(f"m0/{MODEL_FILE}", inputs):
+        config, chat = self._chat
+        words = {**chat.hashes, "config": json.loads(config_to_json(config, c.param_dtype))}
+        if not self.is_made(f"m0/{MODEL_FILE}", inputs) or (self._forced and self._other(words)):
             model = self._read_base()
             self._loaded = ("m0", model)
-            facts = {"hash": model.hash, "path": c.path, **model.chat.hashes}
+            facts = {"hash": model.hash, "path": c.path, **words}
             facts |= {"adapter": c.adapter} if c.adapter else {}
             facts |= {"date": model.chat.date} if model.chat.date else {}
             commit = commit_of(locate(self._base_path, "config"))
             facts |= {"commit": commit} if commit else {}
             write_atomic(self.root / "m0" / MODEL_FILE, json.dumps(facts, indent=2) + "\n")
             self.record(f"m0/{MODEL_FILE}", inputs, **facts)
+        if other := self._other(words):
+            raise UserError(
+                f"config.model.path: {self._base_path}: {other} is not what it was when the run began; restore it, or"
+                " use --resume=force to go on with the new one."
+            )
         return self.ref("m0")
+
+    def _other(self, words: dict[str, Any]) -> str:
+        """What of M0 beside its weights is not as recorded, as far as that is known; for people."""
+        facts = json.loads((self.root / "m0" / MODEL_FILE).read_text())
+        then, now = ({**x, **{f"config.json's {k}": v for k, v in x.get("config", {}).items()}} for x in (facts, words))
+        names = [name for name in now if name != "config" and name in then and then[name] != now[name]]
+        return f"its {names[0]}" if names else ""
 
     def _read_base(self) -> Model:
         c = self.config.model

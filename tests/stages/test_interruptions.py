@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import re
 import shutil
 import signal
@@ -11,35 +10,19 @@ import threading
 import time
 from pathlib import Path
 
-import jax
-import numpy as np
 import pytest
 from etils import epath
 
 from selfreward_jax import cli
 from selfreward_jax.core.interrupt import ASKED
 from selfreward_jax.core.metrics import MetricsLog
-from selfreward_jax.llama.load import load_model
 from tests import tiny
+from tests.drills.kills import assert_same_run, files
 
 pytestmark = pytest.mark.slow
 
 # Few steps lie between checkpoints, so training goes on in its midst, and repeats what it had done since.
 CHANGES = {"checkpoint.every_steps": 3, "sft.epochs": 4}
-
-# When a run is killed: once it works on this stage (or a later one), at a random moment of so many seconds.
-KILLS = {
-    "": 4.0,  # while it starts
-    "M1 SFT": 2.0,
-    "M1 SFT: ": 4.0,
-    "M1 answers": 0.5,
-    "M1 judgements": 0.5,
-    "M1 reference": 0.5,
-    "M2 DPO": 2.0,
-    "M2 answers": 0.5,
-    "M2 judgements": 0.5,
-    "M3 DPO": 1.0,
-}
 
 
 @pytest.fixture(scope="module")
@@ -55,30 +38,6 @@ def uninterrupted(data, cache, tmp_path_factory) -> Path:
     ended = tiny.run_command(*tiny.arguments("run", run, data, CHANGES), cache=cache)
     assert ended.returncode == 0, ended.stderr
     return run
-
-
-def exempt(name: str) -> bool:
-    """Files that may differ: Orbax names its files at random, TensorBoard's carry the time, speeds depend on it."""
-    folders = Path(name).parts[:-1]
-    return "checkpoints" in folders or "tb" in folders or name.endswith("throughput.jsonl")
-
-
-def files(run: Path) -> dict[str, bytes]:
-    return {name: content for name, content in tiny.snapshot(run).items() if not exempt(name)}
-
-
-def assert_same_run(run: Path, expected: Path) -> None:
-    """Every file byte for byte, and every weight bit for bit."""
-    found, wanted = files(run), files(expected)
-    assert found.keys() == wanted.keys()  # so no part, journal or temporary file is left either
-    titled = {"report.html"} if run.name != expected.name else set()  # its title is the folder's name
-    assert {name for name in found if found[name] != wanted[name]} <= titled
-    assert not list(run.rglob("*.partial"))
-    assert not list(run.rglob("*orbax-checkpoint-tmp*"))
-    for t in (1, 2, 3):
-        one, other = (load_model(str(folder / f"m{t}")) for folder in (run, expected))
-        jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), one.params, other.params)
-        assert one.hash == other.hash
 
 
 class Process:
@@ -131,24 +90,6 @@ class Process:
         status = self._process.wait(timeout=120)
         self._reader.join(timeout=10)
         return status
-
-
-def test_a_run_killed_ten_times_ends_like_one_that_never_was(data, cache, uninterrupted, tmp_path):
-    run = tmp_path / "run"
-    words = tiny.arguments("run", run, data, CHANGES)
-    rng = random.Random(0)
-    titles = list(KILLS)
-    for number, (title, seconds) in enumerate(KILLS.items()):
-        with Process(words, cache) as process:
-            if title:
-                process.wait_for(*titles[number:])
-            time.sleep(rng.uniform(0, seconds))
-            assert process.send(signal.SIGKILL) == -signal.SIGKILL, f"it ended before the kill: {process.lines}"
-        print(f"killed in: {''.join(process.lines[-2:]).strip() or 'the start'}")
-    ended = tiny.run_command(*words, cache=cache)
-    assert ended.returncode == 0, ended.stderr
-    assert "Traceback" not in ended.stderr
-    assert_same_run(run, uninterrupted)
 
 
 def test_a_run_asked_to_stop_saves_its_step_and_goes_on_from_it(data, cache, uninterrupted, tmp_path):
