@@ -162,7 +162,8 @@ def generate(
       slots: rows decoded at a time; changes the speed, never what comes out.
     """
     asked = list({p.id: p for p in _prompts(prompts, "sr.generate")}.values())
-    requests = [Request(p.id, tuple(model.chat.prompt_ids(p.messages))) for p in asked]
+    ids = model.chat.prompts_ids([p.messages for p in asked])
+    requests = [Request(p.id, tuple(some)) for p, some in zip(asked, ids, strict=True)]
     settings = SamplingSettings(temperature, top_p, max_new_tokens, top_k, min_p, min_new_tokens, tuple(stop))
     engine = Engine(model, EngineSettings(slots=slots))
     found = _sample(engine, requests, n, settings, seed, "respond", "answers")

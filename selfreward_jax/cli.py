@@ -103,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         function = _function(options.verb)
         hosts.join()
         keep_compiled_programs()
-        with on_signals(interrupt):
+        with on_signals(interrupt, alone=hosts.alone()):
             function(options, overrides, interrupt)
         return watchdog.leave(0)
     except UserError as error:

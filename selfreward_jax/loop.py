@@ -38,6 +38,6 @@ def score_last(run: Run, model: ModelRef) -> None:
     t = run.config.loop.iterations
     if t < 2:
         return
-    prompts = load_rows(run.root / f"m{t}" / "prompts.jsonl", Prompt)
+    prompts = load_rows(run.intact(f"m{t}/prompts.jsonl"), Prompt)
     responses = respond(run, f"m{t}/eval", model, prompts)
     judge(run, f"m{t}/eval", run.grader(model), prompts, responses, must_score=False)

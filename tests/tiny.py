@@ -94,6 +94,11 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> Path:
     return path
 
 
+def write_manifest(folder: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Some lines of a manifest alone, as version 0.1 wrote them."""
+    write_jsonl(folder / "manifest.jsonl", ({k: v for k, v in row.items() if k != "chain"} for row in rows))
+
+
 def make_data(folder: Path) -> Path:
     """`model/`, `ift.jsonl`, `eft.jsonl`, `prompts.jsonl` and `judge.txt` in one folder."""
     folder.mkdir(parents=True, exist_ok=True)

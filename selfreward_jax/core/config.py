@@ -1,5 +1,6 @@
 """Configuration files and their checks. Fields are read at the edge and passed on as plain values."""
 
+import functools
 import json
 import math
 import re
@@ -271,7 +272,30 @@ def _explain_overrides(overrides: Sequence[str]) -> None:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """`field: old -> new` for every field that differs between two configurations."""
-    before, after = dict(leaves(old)), dict(leaves(new))
+    """`field: old -> new` for every field that differs between two configurations; `old` is `filled_up` first."""
+    before, after = dict(leaves(filled_up(old, new))), dict(leaves(new))
     names = sorted(before.keys() | after.keys())
     return [f"{n}: {before.get(n)!r} -> {after.get(n)!r}" for n in names if before.get(n) != after.get(n)]
+
+
+def filled_up(old: Any, new: Any) -> Any:
+    """Settings that an older version recorded, with those that it didn't know, at their defaults of today.
+
+    Args:
+      old, new: JSON values with sections of the configuration anywhere in them, whole or in part, under any name.
+    """
+    if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
+        return old
+    defaults = _section_like(frozenset(new))
+    added = {name: defaults[name] for name in new if name not in old and name in defaults}
+    return {name: filled_up(value, new.get(name)) for name, value in old.items()} | added
+
+
+@functools.lru_cache(maxsize=256)
+def _section_like(names: frozenset[str]) -> Mapping[str, Any]:
+    """The defaults of the section, or of the whole configuration, that shares the most of its names with these."""
+    whole = to_dict(base.get_config())
+    sections: list[Any] = [whole]
+    for section in sections:  # those found on the way too
+        sections += [value for value in section.values() if isinstance(value, dict)]
+    return max(sections, key=lambda section: len(names & section.keys()) / len(names | section.keys()))

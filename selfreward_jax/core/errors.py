@@ -27,6 +27,10 @@ def _printable(character: str) -> str:
     return character if character.isprintable() else " " if character.isspace() else ascii(character)[1:-1]
 
 
+class ReadOnly(UserError):
+    """A place that may not be written, where what is there already may be enough."""
+
+
 @contextlib.contextmanager
 def about(field: str) -> Iterator[None]:
     """Names the field or flag that wrong input was given for."""

@@ -90,6 +90,11 @@ def is_writer() -> bool:
     return jax.process_count() == 1 or jax.process_index() == 0
 
 
+def alone() -> bool:
+    """Whether this process computes for itself, which is known without starting a backend."""
+    return not jax.distributed.is_initialized()
+
+
 def wait(what: str) -> None:
     """Returns when all processes have come here."""
     if jax.process_count() > 1:

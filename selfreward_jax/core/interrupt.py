@@ -3,9 +3,13 @@
 import os
 import signal
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
+
+T = TypeVar("T")
 
 ASKED = "selfreward: asked to stop: it will once the work in hand is saved; a second signal ends it at once.\n"
 
@@ -40,11 +44,51 @@ class Interrupt:
         return f", {time.monotonic() - self.requested_at:.1f} s after the signal" if self.requested else ""
 
 
+class _Answering:
+    """Whose request a signal is, and how many pieces of the work under way may be left off at once."""
+
+    interrupt: Interrupt | None = None
+    pieces = 0
+
+
 @contextmanager
-def on_signals(interrupt: Interrupt) -> Iterator[None]:
+def at_once() -> Iterator[None]:
+    """For work with which nothing is lost, reading for instance: a signal ends it in its midst.
+
+    Raises:
+      Interrupted: a stop is asked for, or was before.
+    """
+    if threading.current_thread() is not threading.main_thread():  # signals never come elsewhere
+        yield
+        return
+    _Answering.pieces += 1
+    try:
+        if _Answering.interrupt and _Answering.interrupt.requested:
+            raise Interrupted
+        yield
+    finally:
+        _Answering.pieces -= 1
+
+
+def each_at_once(rows: Iterable[T]) -> Iterator[T]:
+    """The same rows; a signal ends what makes the next one, but not what is done with it."""
+    rows, end = iter(rows), object()
+    while True:
+        with at_once():
+            row = next(rows, end)
+        if row is end:
+            return
+        yield row  # type: ignore[misc]
+
+
+@contextmanager
+def on_signals(interrupt: Interrupt, alone: bool = True) -> Iterator[None]:
     """Turns the first SIGTERM or Ctrl-C into a request; the second one ends the process at once.
 
     To be entered after the processes have joined: joining puts a handler of JAX's own in the place of any other.
+
+    Args:
+      alone: whether this process stops for itself; several stop together, where all have come to the same point.
     """
 
     def handle(number, frame):
@@ -54,11 +98,15 @@ def on_signals(interrupt: Interrupt) -> Iterator[None]:
         interrupt.request()
         # Not by print, in whose midst the signal may have come.
         os.write(2, f"{os.linesep if sys.stderr.isatty() else ''}{ASKED}".encode())
+        if alone and _Answering.pieces:
+            raise Interrupted
 
+    _Answering.interrupt = interrupt if alone else None
     previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
+        _Answering.interrupt = None
         for number, handler in previous.items():
             signal.signal(number, handler)
 

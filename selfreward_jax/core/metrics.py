@@ -12,10 +12,10 @@ from etils import epath
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.hosts import is_writer
 from selfreward_jax.core.progress import say
-from selfreward_jax.core.rows import Row, content_id, to_line
+from selfreward_jax.core.rows import Row, content_id, parse_row, to_line
 from selfreward_jax.core.store import disk_error, is_local, write_atomic
 
-SPEED_FILE = "throughput.jsonl"
+METRICS_FILE, SPEED_FILE = "metrics.jsonl", "throughput.jsonl"
 
 
 class Board:
@@ -128,16 +128,27 @@ class Tracker:
         self._run.finish()
 
 
+def _step(line: bytes) -> Row:
+    row = json.loads(line)
+    return {**row, "step": int(row["step"])}
+
+
 class StepLines:
     """A JSONL file with a line a step.
 
     Lines up to a checkpoint's step are kept on resume, later ones are written again as training repeats them.
     """
 
-    def __init__(self, path: epath.Path | None, *, start_step: int):
+    def __init__(self, path: epath.Path | None, *, start_step: int, expected: str = ""):
         """Keeps the rows in memory alone if `path` is None.
 
         `seen` is the last step that an earlier session wrote.
+
+        Args:
+          expected: the `content_id` of the rows up to `start_step`; "" if it isn't known.
+
+        Raises:
+          UserError: they are others, or none, or no rows of metrics.
         """
         self.rows: list[Row] = []
         self.seen = 0
@@ -146,10 +157,15 @@ class StepLines:
             return
         if path.exists():
             # A line that was being written when the process died has no newline yet.
-            lines = path.read_text().split("\n")[:-1]
-            before = list(map(json.loads, lines))
+            lines = path.read_bytes().split(b"\n")[:-1]
+            before = [parse_row(line, _step, f"{path}:{n}") for n, line in enumerate(lines, 1)]
             self.seen = max((row["step"] for row in before), default=0)
             self.rows = [row for row in before if row["step"] <= start_step]
+        if expected and content_id(self.rows) != expected:
+            raise UserError(
+                f"{path}: up to step {start_step} not what was written ({expected} expected, {content_id(self.rows)}"
+                f" found); restore it from a copy, or remove {path.parent / 'checkpoints'} to train from the beginning."
+            )
         write_atomic(path, "".join(map(to_line, self.rows)))
 
     def write(self, row: Row) -> None:
@@ -186,11 +202,17 @@ class MetricsLog:
     """
 
     def __init__(
-        self, folder: epath.Path | None, *, start_step: int, tensorboard: bool, tracker: Tracker | None = None
+        self,
+        folder: epath.Path | None,
+        *,
+        start_step: int,
+        tensorboard: bool,
+        tracker: Tracker | None = None,
+        expected: str = "",
     ):
-        """Keeps the rows in memory alone if `folder` is None."""
+        """Keeps the rows in memory alone if `folder` is None. `expected`: see `StepLines`, of the metrics."""
         self._tracker, self._part = tracker, folder.name if folder else ""
-        self._metrics = StepLines(folder and folder / "metrics.jsonl", start_step=start_step)
+        self._metrics = StepLines(folder and folder / METRICS_FILE, start_step=start_step, expected=expected)
         self._speed = StepLines(folder and folder / SPEED_FILE, start_step=start_step)
         self._board: Board | None = None
         if folder and tensorboard and is_local(folder) and is_writer():
@@ -199,6 +221,11 @@ class MetricsLog:
     @property
     def rows(self) -> list[Row]:
         return self._metrics.rows
+
+    @property
+    def id(self) -> str:
+        """Of all rows so far."""
+        return content_id(self.rows)
 
     @property
     def speeds(self) -> list[Row]:

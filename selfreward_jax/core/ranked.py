@@ -159,7 +159,8 @@ def _joined(rows: Sequence[_Row]) -> list[_Row]:
             continue
         answers = [answer for row in same for answer in row.answers]
         order = sorted({rank for _, rank in answers if rank is not None})
-        placed = tuple((text, None if rank is None else float(order.index(rank))) for text, rank in answers)
+        place: dict[float | None, float | None] = {None: None, **{rank: float(n) for n, rank in enumerate(order)}}
+        placed = tuple((text, place[rank]) for text, rank in answers)
         made.append(dataclasses.replace(same[0], answers=placed, held_out=any(row.held_out for row in same)))
     return made
 

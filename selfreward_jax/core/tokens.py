@@ -20,9 +20,13 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-from selfreward_jax.core.errors import UserError, in_one_line
+from selfreward_jax.core.errors import UserError, in_one_line, shorten
+from selfreward_jax.core.rendering import TemplateError, render
 
 Message = Mapping[str, str]
+
+# Behind a message that is to go on: a template that strips blanks takes its last one.
+_MARK = "\ue000 "
 
 # Splits a control string so that no tokenizer recognises it, while a reader hardly sees the difference.
 ZERO_WIDTH_SPACE = "\u200b"
@@ -50,6 +54,10 @@ def neutralise(text: str, control_strings: Sequence[str]) -> str:
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     """How many ids two texts begin with together."""
     return next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def _plain(token: Any) -> Any:
+    return [*map(str, token)] if isinstance(token, list | tuple) else str(token)
 
 
 def _rest(before: Sequence[int], whole: list[int]) -> list[int] | None:
@@ -114,6 +122,7 @@ class Chat:
         self._plain = tokenizer.chat_template == plain_template()
         self._source = (_as_on(self.date) if self.date else "") + tokenizer.chat_template
         self.tokenizer = tokenizer
+        self._named_tokens = {name: _plain(token) for name, token in tokenizer.special_tokens_map.items()}
         self.bos_id = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else bos_id
         with in_one_line("tokenizer: can't cut a text"):
             self.adds_bos = self.bos_id is not None and tokenizer("x").input_ids[:1] == [self.bos_id]
@@ -141,17 +150,20 @@ class Chat:
         return next((i for i in after if i in special), None)
 
     def _render(self, messages: Sequence[Message], generation: bool, unfinished: bool = False) -> str:
+        return self._render_all([messages], generation, unfinished)[0]
+
+    def _render_all(
+        self, conversations: Sequence[Sequence[Message]], generation: bool, unfinished: bool = False, told: bool = False
+    ) -> list[str]:
+        shared = {**self._named_tokens, "tools": None, "documents": None, "add_generation_prompt": generation}
+        shown = [_marked(messages) if unfinished else messages for messages in conversations]
         try:
-            return self.tokenizer.apply_chat_template(
-                [dict(m) for m in messages],
-                chat_template=self._source,
-                tokenize=False,
-                add_generation_prompt=generation,
-                continue_final_message=unfinished,
-            )
-        except Exception as error:  # templates raise their own exceptions
-            reason = " ".join(str(error).split()).rstrip(".")
-            raise UserError(f"chat template: can't render {[m['role'] for m in messages]} ({reason}).") from None
+            texts = render(self._source, shared, [[dict(m) for m in messages] for messages in shown])
+            return [_up_to_mark(text, n) for n, text in enumerate(texts)] if unfinished else texts
+        except TemplateError as error:
+            wrong, reason = conversations[error.number], " ".join(str(error).split()).rstrip(".")[:300]
+            which = f"prompt {shorten(wrong[-1]['content'])}: " if told else ""
+            raise UserError(f"{which}chat template: can't render {[m['role'] for m in wrong]} ({reason}).") from None
 
     def _encode(self, text: str) -> list[int]:
         with in_one_line("tokenizer: can't cut a text"):
@@ -174,7 +186,9 @@ class Chat:
 
     def _conversation_ids(self, text: str) -> list[int]:
         """Ids of what the template wrote; a model's own has the last word on its BOS, as with transformers."""
-        ids = self._encode(text)
+        return self._with_bos(self._encode(text))
+
+    def _with_bos(self, ids: list[int]) -> list[int]:
         bos = self.adds_bos and self._plain and ids[:1] != [self.bos_id]
         return [self.bos_id, *ids] if bos else ids  # type: ignore[list-item]
 
@@ -184,6 +198,13 @@ class Chat:
         Before the plain template, which writes none, stands one if the tokenizer sets one before texts.
         """
         return self._conversation_ids(self.render(messages))
+
+    def prompts_ids(self, conversations: Sequence[Sequence[Message]]) -> list[list[int]]:
+        """As `prompt_ids`, of many conversations, in much less time; an error names the one that can't be rendered."""
+        texts = self._render_all([self._neutral(messages) for messages in conversations], True, told=True)
+        with in_one_line("tokenizer: can't cut a text"):
+            ids = self.tokenizer(texts, add_special_tokens=False).input_ids if texts else []
+        return [self._with_bos(some) for some in ids]
 
     def begun_ids(self, messages: Sequence[Message], begun: str) -> list[int]:
         """Ids of a conversation whose answer the assistant has begun with the text `begun`."""
@@ -210,15 +231,16 @@ class Chat:
 
     def answers_ids(self, messages: Sequence[Message], answers: Sequence[str]) -> tuple[list[int], list[list[int]]]:
         """As `answer_ids`, of several answers behind the same ids."""
-        asked = self.prompt_ids(messages)
-        wholes = [self._whole_ids(messages, answer, asked) for answer in answers]
+        neutral, said = self._neutral(messages), [self.neutral(answer) for answer in answers]
+        text = self._render(neutral, True)
+        asked = self._conversation_ids(text)
+        told = self._render_all([[*neutral, {"role": "assistant", "content": answer}] for answer in said], False)
+        wholes = [self._whole_ids(text, asked, *both) for both in zip(said, told, strict=True)]
         shared = min((common_prefix(asked, whole) for whole in wholes), default=len(asked))
         return asked[:shared], [whole[shared:] for whole in wholes]
 
-    def _whole_ids(self, messages: Sequence[Message], answer: str, asked: Sequence[int]) -> list[int]:
-        neutral, answer = self._neutral(messages), self.neutral(answer)
-        text = self._render(neutral, True)
-        whole = self._render([*neutral, {"role": "assistant", "content": answer}], False)
+    def _whole_ids(self, text: str, asked: Sequence[int], answer: str, whole: str) -> list[int]:
+        """Ids of a prompt's `text`, `asked` alone, with an answer behind; `whole` is what the template makes of it."""
         rest = whole[len(text) :] if whole.startswith(text) else ""
         lead = len(rest) - len(rest.lstrip())
         if rest[lead:].startswith(answer.strip()):
@@ -281,6 +303,18 @@ def renderable(chat: Chat) -> Callable[[Sequence[Message]], None]:
         chat.answer_ids([{"role": role, "content": "x"} for role in roles], "x")
 
     return lambda messages: check(tuple(m["role"] for m in messages))
+
+
+def _marked(messages: Sequence[Message]) -> list[Message]:
+    return [*messages[:-1], {**messages[-1], "content": messages[-1]["content"] + _MARK}]
+
+
+def _up_to_mark(text: str, number: int) -> str:
+    """A conversation up to the end of its last message, as transformers continues one."""
+    end = text.rfind(_MARK.rstrip())
+    if end < 0:
+        raise TemplateError("the last message doesn't appear in it", number)
+    return text[:end] if text[end:].startswith(_MARK) else text[:end].rstrip()
 
 
 def choose_template(own: str | Mapping[str, str] | None, wanted: str) -> str:

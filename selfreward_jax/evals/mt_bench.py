@@ -7,6 +7,7 @@ and not with a leaderboard.
 
 import collections
 import dataclasses
+import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -17,16 +18,18 @@ import numpy as np
 
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.rows import Prompt, Row, content_id
-from selfreward_jax.core.tokens import neutralise
 from selfreward_jax.evals.statistics import Interval, bootstrap
-from selfreward_jax.methods.template_files import packaged
+from selfreward_jax.methods.quotes import in_quotation
+from selfreward_jax.methods.template_files import begins, broken, packaged, tags_of
 
 TURNS = (1, 2)
 TEMPERATURES = {"writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1}  # FastChat's; others are greedy
 NO_MARK = -1  # as the format writes a judgement without a mark; it is no part of any mean
-TAGS = tuple(f"<{slash}{name}>" for slash in ("", "/") for name in ("question", "reference", "answer"))
+TAGS = tags_of("<question><reference><answer>")
 
-_MARKS = (re.compile(r"\[\[([0-9]+\.?[0-9]*)\]\]"), re.compile(r"\[([0-9]+\.?[0-9]*)\]"))
+_NUMBER = r"([0-9]{1,9}+\.?[0-9]{0,9}+)"
+_MARKS = (re.compile(rf"\[\[{_NUMBER}\]\]"), re.compile(rf"\[{_NUMBER}\]"))
+_MOST_MARKS = 100  # that are looked at
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,8 +115,11 @@ def grading_name(question: Question, turn: int) -> str:
 
 
 def grading_prompt(question: Question, answers: Sequence[str], turn: int) -> str:
-    """What a judge is asked about an answer; texts in it can't end their part early."""
-    neutral = lambda texts: [neutralise(text, TAGS) for text in texts[:turn]]  # noqa: E731
+    """What a judge is asked about an answer; texts in it can't end their part early, nor hold a mark to be quoted."""
+
+    def neutral(texts: Sequence[str]) -> list[str]:
+        return [broken(text, [*begins(TAGS, text), *begins(_MARKS[1], text)]) for text in texts[:turn]]
+
     template = jinja2.Environment(undefined=jinja2.StrictUndefined).from_string(packaged("mt_bench.jinja"))
     return template.render(
         turn=turn,
@@ -126,13 +132,15 @@ def grading_prompt(question: Question, answers: Sequence[str], turn: int) -> str
 def parse_mark(judgement: str) -> float | None:
     """The first `[[n]]`, else the first `[n]`, as FastChat reads them; None if there is neither.
 
-    What it reads outside its scale of 1 to 10, FastChat counts in its means; here it is no mark.
+    What it reads outside its scale of 1 to 10, FastChat counts in its means; here it is no mark. Nor is one in a
+    quotation.
     """
-    found = next((match[1] for pattern in _MARKS if (match := pattern.search(judgement))), None)
-    if found is None:
-        return None
-    mark = int(found) if found.isdigit() else float(found)
-    return mark if 1 <= mark <= 10 else None
+    for pattern in _MARKS:
+        for match in itertools.islice(pattern.finditer(judgement), _MOST_MARKS):
+            if not in_quotation(judgement, match.start()):
+                mark = int(match[1]) if match[1].isdigit() else float(match[1])
+                return mark if 1 <= mark <= 10 else None
+    return None
 
 
 def judgement_row(question: Question, answers: Sequence[str], model: str, judge: str, turn: int, text: str,

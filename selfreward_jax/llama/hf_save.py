@@ -19,6 +19,7 @@ from jax.experimental import multihost_utils
 from selfreward_jax.configs import base
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.paths import local_path
+from selfreward_jax.core.store import write_atomic
 from selfreward_jax.llama.config import LlamaConfig, config_to_hf, config_to_json
 from selfreward_jax.llama.hf import CONFIG, GENERATION_CONFIG, INDEX, WEIGHTS, is_remote
 from selfreward_jax.llama.params import Params, ParamSpec, param_specs
@@ -244,17 +245,18 @@ def write_json(path: epath.Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n")
 
 
-def write_tokenizer(folder: epath.Path, tokenizer: Any) -> None:
-    """Writes a tokenizer so that transformers 4 and 5 both read it as it is.
+def write_tokenizer(folder: epath.Path, tokenizer: Any) -> list[str]:
+    """Writes a tokenizer so that transformers 4 and 5 both read it as it is. Returns the names of its files.
 
     `transformers` only writes to local folders, so the files pass through one.
     """
+    names = []
     with tempfile.TemporaryDirectory() as local:
         tokenizer.save_pretrained(local)
         path = Path(local) / TOKENIZER_CONFIG
         path.write_text(json.dumps(tokenizer_config(json.loads(path.read_text()), tokenizer), indent=2) + "\n")
         for file in sorted(Path(local).rglob("*")):
             if file.is_file():
-                copy = folder / file.relative_to(local).as_posix()
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                copy.write_bytes(file.read_bytes())
+                names.append(file.relative_to(local).as_posix())
+                write_atomic(folder / names[-1], file.read_bytes())
+    return names

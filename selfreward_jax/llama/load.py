@@ -19,16 +19,16 @@ import jax.numpy as jnp
 from etils import epath
 from jax.sharding import Mesh
 
-from selfreward_jax.core.checkpoints import Checkpoints
-from selfreward_jax.core.errors import UserError, about
+from selfreward_jax.core.bits import tree_hash
+from selfreward_jax.core.checkpoints import Checkpoints, Damaged, restore
+from selfreward_jax.core.errors import UserError, about, first_line
 from selfreward_jax.core.hosts import is_writer
 from selfreward_jax.core.mesh import RULES, Rules, make_mesh
 from selfreward_jax.core.paths import local_path
-from selfreward_jax.core.store import write_atomic
+from selfreward_jax.core.store import Manifest, write_atomic
 from selfreward_jax.core.texts import read_text
 from selfreward_jax.core.tokens import DATE, Chat, choose_template
 from selfreward_jax.llama import gguf, hf, hf_save, hub, peft
-from selfreward_jax.llama.checksum import params_hash
 from selfreward_jax.llama.config import LlamaConfig, config_to_json
 from selfreward_jax.llama.lora import Adapter, merge
 from selfreward_jax.llama.params import Params, full_shape, is_spec, param_specs, shardings
@@ -65,7 +65,7 @@ class Model:
     @functools.cached_property
     def hash(self) -> str:
         """Of the weights, whatever file they came from and however they are sharded."""
-        return params_hash(self.params)
+        return tree_hash(self.params)
 
     @property
     def context(self) -> int:
@@ -122,8 +122,8 @@ def _template_text(template: str, own: Any) -> str:
 
 def recorded_date(location: epath.Path) -> str:
     """The date that a run's model was told when it was trained, also of its export; "" for any other model."""
-    if (path := location / MODEL_FILE).exists():
-        return _checkpoint(path)[2]
+    if (location / MODEL_FILE).exists():
+        return str(_facts(location).get("date", ""))
     try:
         facts = json.loads((location / hf_save.PROVENANCE).read_text())
         datetime.date.fromisoformat(facts["date"])
@@ -132,13 +132,37 @@ def recorded_date(location: epath.Path) -> str:
         return ""  # there is none, or another program's, of which nothing here depends
 
 
-def _checkpoint(path: epath.Path) -> tuple[str, int, str]:
-    """The folder and the step that a model file names, and the date that the model was told."""
+def _facts(location: epath.Path) -> dict[str, Any]:
+    """What a run's model folder says of its model.
+
+    Raises:
+      UserError: it can't be read, or what lies there is no longer what the run's manifest says.
+    """
+    path = location / MODEL_FILE
     try:
-        facts = json.loads(path.read_text())
-        return str(facts.get("weights", "checkpoints")), int(facts["checkpoint"]), str(facts.get("date", ""))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: names no checkpoint ({error}); restore it.") from None
+        facts = dict(json.loads(path.read_text()))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: not what a run wrote of its model ({first_line(error)}); restore it.") from None
+    if changed := Manifest(location.parent).changed(f"{location.name}/{MODEL_FILE}"):
+        mend = "restore it from a copy, or run that run's command again, which makes it again"
+        raise UserError(f"{location.parent}: {changed}; {mend}.")
+    return facts
+
+
+def _restored(location: epath.Path, target: Params) -> Params:
+    """The weights of a run's model folder, which must be those that it names."""
+    facts = _facts(location)
+    try:
+        weights, step = location / str(facts.get("weights", "checkpoints")), int(facts["checkpoint"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{location / MODEL_FILE}: names no checkpoint ({error}); restore it.") from None
+    mend = f"restore it from a copy, or remove {weights} and {location / MODEL_FILE}, and that run's command makes them"
+    if not (weights / str(step)).exists():
+        raise UserError(f"{weights / str(step)}: no such checkpoint; {mend} again.")
+    try:
+        return restore(weights, step, {"params": target}, {"params": facts.get("hash", "")})["params"]
+    except Damaged as error:
+        raise UserError(f"{weights / str(step)}: damaged ({error.reason}); {mend} again.") from error
 
 
 def locate(path: str, need: hub.Need = "weights") -> epath.Path:
@@ -176,9 +200,16 @@ def _base(path: str, need: hub.Need) -> tuple[epath.Path, epath.Path | None]:
     return base, location
 
 
+def _check(location: epath.Path) -> None:
+    """Raises `UserError` if it is a run's model, and its files are no longer those of the run's manifest."""
+    if location.is_dir() and (location / MODEL_FILE).exists():
+        _facts(location)
+
+
 def read_config(path: str) -> LlamaConfig:
     """A model's shape alone."""
     location, _ = _base(path, "config")
+    _check(location)
     return hf.read_config(location) if location.is_dir() else gguf.read_config(location)
 
 
@@ -191,6 +222,7 @@ def load_chat(path: str, chat_template: str = "", date: str = "") -> tuple[Llama
       date: what a template that asks for today's date is told; "" for that of the run that made the model, or `DATE`.
     """
     location, adapter = _base(path, "tokenizer")
+    _check(location)
     config = hf.read_config(location) if location.is_dir() else gguf.read_config(location)
     if adapter is not None and (adapter / TOKENIZER).exists():
         tokenizer = load_tokenizer(adapter)
@@ -253,11 +285,7 @@ def load_model(
     if not location.is_dir():
         params = gguf.load_params(location, config, **layout)
     elif (location / MODEL_FILE).exists():
-        weights, step, _ = _checkpoint(location / MODEL_FILE)
-        checkpoints = Checkpoints(location / weights)
-        target = {"params": abstract_params(config, mesh, jnp.dtype(param_dtype), rules)}
-        params = checkpoints.restore(step, target)["params"]
-        checkpoints.close()
+        params = _restored(location, abstract_params(config, mesh, jnp.dtype(param_dtype), rules))
     else:
         params = hf.load_params(location, config, **layout)
     for folder in filter(None, (own, adapter)):
@@ -277,11 +305,14 @@ def save_merged(folder: epath.Path, step: int, params: Params) -> dict[str, str]
     return {"weights": MERGED}
 
 
-def save_model_files(folder: epath.Path, model: Model, facts: dict) -> None:
-    """Makes a stage's folder a model: shape and tokenizer first, then the file that names its checkpoint."""
+def save_model_files(folder: epath.Path, model: Model, facts: dict) -> list[str]:
+    """Makes a stage's folder a model: shape and tokenizer first, then the file that names its checkpoint.
+
+    Returns the names of the others, in the process that writes.
+    """
     dtype = str(jax.tree.leaves(model.params)[0].dtype)
     write_atomic(folder / "config.json", config_to_json(model.config, dtype))
-    if is_writer():
-        hf_save.write_tokenizer(folder, model.chat.tokenizer)
+    names = hf_save.write_tokenizer(folder, model.chat.tokenizer) if is_writer() else []
     facts = facts | ({"date": model.chat.date} if model.chat.date else {})
     write_atomic(folder / MODEL_FILE, json.dumps(facts, indent=2) + "\n")
+    return ["config.json", *names]

@@ -6,7 +6,6 @@ answer had, what it did about ties, or which shares it aimed at: here each of th
 """
 
 import collections
-import functools
 import itertools
 import math
 import random
@@ -31,32 +30,64 @@ def agreeing_scores(
     Returns:
       Each answer's index into its scores, or None if no choice agrees.
     """
-    groups = [[i for i, r in enumerate(ranks) if r == rank] for rank in sorted(set(ranks))]
-    means = [math.fsum(own) / len(own) for own in scores]
-    levels = sorted({score for own in scores for score in own})
-
-    @functools.cache
-    def nearest(i: int, low: float, high: float) -> tuple[float, int] | None:
-        return min(((abs(s - means[i]), n) for n, s in enumerate(scores[i]) if low <= s <= high), default=None)
-
-    @functools.cache
-    def best(group: int, high: float) -> tuple[float, tuple[int, ...]] | None:
-        """Cost and choice for this group and all below it, with no score above `high`."""
-        if group == len(groups):
-            return 0.0, ()
-        ways = []
-        for low in levels:
-            picked = [nearest(i, low, high) for i in groups[group]]
-            if any(p is None for p in picked) or not (rest := best(group + 1, low - min_gap + 1e-9)):
-                continue
-            ways.append((rest[0] + sum(p[0] for p in picked if p), (*(p[1] for p in picked if p), *rest[1])))
-        return min(ways, default=None)
-
-    found = best(0, math.inf)
-    if found is None:
+    if not _agree(ranks, scores, min_gap):
         return None
-    chosen = dict(zip(itertools.chain(*groups), found[1], strict=True))
+    groups = _groups(ranks)
+    nearest = [_by_distance(own) for own in scores]
+    # Cost and choice for a group and all below it, by the highest score that they may have; from the worst group up.
+    below: dict[float, tuple[float, tuple[int, ...]]] | None = None
+    for group, better in zip(reversed(groups), [*reversed(groups[:-1]), ()], strict=True):
+        lows = {score for i in group for score in scores[i]}
+        highs = {_under(score, min_gap) for i in better for score in scores[i]} or {math.inf}
+        here = {}
+        for high in highs:
+            ways = []
+            for low in lows:
+                rest = (0.0, ()) if below is None else below.get(_under(low, min_gap))
+                if low > high or rest is None:
+                    continue
+                picked = [next((p for s, *p in nearest[i] if low <= s <= high), None) for i in group]
+                if all(picked):
+                    cost = rest[0] + sum(p[0] for p in picked if p)
+                    ways.append((cost, (*(p[1] for p in picked if p), *rest[1])))
+            if ways:
+                here[high] = min(ways)
+        below = here
+    if not below:
+        return ()
+    chosen = dict(zip(itertools.chain(*groups), below[math.inf][1], strict=True))
     return tuple(chosen[i] for i in range(len(ranks)))
+
+
+def _groups(ranks: Sequence[float]) -> list[list[int]]:
+    """Answers of equal rank, the best first."""
+    groups: dict[float, list[int]] = {}
+    for i in sorted(range(len(ranks)), key=lambda i: ranks[i]):
+        groups.setdefault(ranks[i], []).append(i)
+    return list(groups.values())
+
+
+def _under(score: float, min_gap: float) -> float:
+    """The highest score that an answer of a worse rank may have."""
+    return score - min_gap + 1e-9
+
+
+def _by_distance(scores: Sequence[float]) -> list[tuple[float, float, int]]:
+    """Each score once, with its distance to their mean and its first place, the nearest first."""
+    mean = math.fsum(scores) / len(scores)
+    first = {score: n for n, score in reversed(list(enumerate(scores)))}
+    return sorted(((score, abs(score - mean), n) for score, n in first.items()), key=lambda found: found[1:])
+
+
+def _agree(ranks: Sequence[float], scores: Sequence[Sequence[float]], min_gap: float) -> bool:
+    """Whether any choice agrees: from the best rank on, each answer's highest score that is low enough leaves most."""
+    high = math.inf
+    for group in _groups(ranks):
+        highest = [max((score for score in scores[i] if score <= high), default=None) for i in group]
+        if None in highest:
+            return False
+        high = _under(min(score for score in highest if score is not None), min_gap)
+    return True
 
 
 def chance_agreement(
@@ -66,13 +97,13 @@ def chance_agreement(
 
     A judge that knows nothing passes the filter as often as this.
     """
-    n = len(ranks)
+    n, scores = len(ranks), [sorted(set(own)) for own in scores]
     if math.factorial(n) <= PERMUTATIONS:
         dealt = list(itertools.permutations(scores))
     else:
         rng = random.Random(str(seed))
         dealt = [rng.sample(scores, n) for _ in range(PERMUTATIONS)]
-    return sum(agreeing_scores(ranks, d, min_gap) is not None for d in dealt) / len(dealt)
+    return sum(_agree(ranks, d, min_gap) for d in dealt) / len(dealt)
 
 
 def score_bin(score: float) -> int:

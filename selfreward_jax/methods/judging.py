@@ -1,7 +1,7 @@
 """The judge: a template that asks for a reasoned score, and the reading of that score.
 
-A score is read from the judgement's own text alone, never from the prompt, so nothing that an answer says about
-itself can be taken for its score.
+A score is read from the judgement's own text alone, never from the prompt; and what an answer says of its own score is
+broken up before the judge sees it, so that a judge that quotes the answer has given it no score.
 """
 
 import math
@@ -11,9 +11,8 @@ from collections.abc import Iterable, Sequence
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.rows import last_request
 from selfreward_jax.core.texts import read_text
-from selfreward_jax.core.tokens import neutralise
-from selfreward_jax.methods.score_forms import FIVE, Scale, find_score
-from selfreward_jax.methods.template_files import check_placeholders, fill, packaged
+from selfreward_jax.methods.score_forms import FIVE, Scale, find_score, score_breaks
+from selfreward_jax.methods.template_files import begins, broken, check_placeholders, fill, packaged, tags_of
 
 MAX_SCORE = 5.0
 
@@ -53,7 +52,7 @@ class JudgeTemplate:
         check_placeholders(self.text, ("prompt", "response"), "the judge", where)
         self.scale = _declared(self.text, where)
         self._shown = _SCALE.sub("", self.text).strip()
-        self._tags = sorted(set(re.findall(r"</?\w+>", self.text)))
+        self._tags = tags_of(self.text)
 
     def check_method(self, method: str) -> None:
         """Raises `UserError` for a way of judging that knows scores from 0 to 5 only, where others are asked for."""
@@ -71,10 +70,14 @@ class JudgeTemplate:
         """What the judge is asked about one answer.
 
         Both texts are put in at once, so that a placeholder inside one of them stays text; the template's own tags
-        inside them are broken up, so that neither can end its part early.
+        inside them are broken up, so that neither can end its part early, and so are scores.
         """
         texts = {"prompt": last_request(prompt), "response": response}
-        content = fill(self._shown, {name: neutralise(text, self._tags) for name, text in texts.items()})
+        shown = {
+            name: broken(text, begins(self._tags, text) + score_breaks(text, self.scale))
+            for name, text in texts.items()
+        }
+        content = fill(self._shown, shown)
         return ({"role": "user", "content": content},)
 
 
@@ -83,7 +86,7 @@ def _declared(text: str, where: str) -> Scale:
     found = _SCALE.findall(text)
     if not found:
         return FIVE
-    bounds = re.fullmatch(r"\s*:?\s*(\d{1,9})\s*(?:-|–|to)\s*(\d{1,9})\s*", found[0])
+    bounds = re.fullmatch(r"\s*+:?\s*+(\d{1,9})\s*(?:-|–|to)\s*(\d{1,9})\s*", found[0])
     if len(found) > 1 or not bounds or int(bounds[1]) >= int(bounds[2]):
         raise UserError(
             f"{where}: the judge template must declare its scale once, as {{{{scale: 1-10}}}}, the lower bound first."

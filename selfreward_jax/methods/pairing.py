@@ -1,6 +1,7 @@
 """Pair building: from the scored answers of one prompt to a preference pair, or to the reason why there is none."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -55,11 +56,20 @@ def best_worst(ranked: Sequence[Scored], min_margin: float) -> tuple[Scored, Sco
         return "fewer_than_two_ranked"
     if len({s.score for s in ranked}) == 1:
         return "tie"
-    pairs = [(a, b) for a in ranked for b in ranked if a.score > b.score and a.response.text != b.response.text]  # type: ignore[operator]
+    # The best partner of any answer is the first of the order or, if that is the same text, the first of another.
+    tops = _of_two_texts(sorted(ranked, key=lambda s: -s.score))  # type: ignore[operator]
+    bottoms = _of_two_texts(sorted(ranked, key=lambda s: s.score))  # type: ignore[arg-type, return-value]
+    pairs = [(a, b) for a in tops for b in bottoms if a.score > b.score and a.response.text != b.response.text]  # type: ignore[operator]
     if not pairs:
         return "identical_answers"
     chosen, rejected = max(pairs, key=lambda p: (p[0].score - p[1].score, p[0].score, -p[1].score))  # type: ignore[operator]
     return (chosen, rejected) if chosen.score - rejected.score > min_margin else "margin_too_small"  # type: ignore[operator]
+
+
+def _of_two_texts(ordered: Sequence[Scored]) -> list[Scored]:
+    """The first answer, and the first of another text."""
+    first = ordered[0]
+    return [first, *itertools.islice((s for s in ordered if s.response.text != first.response.text), 1)]
 
 
 # A rule takes the ranked answers of a prompt and the least margin; `config.pairs.rule` names it.

@@ -4,6 +4,7 @@ A verdict is read from the judgement's own text alone. It says A for the answer 
 whoever wrote them; who did is known outside.
 """
 
+import collections
 import math
 import re
 from collections.abc import Sequence
@@ -11,24 +12,25 @@ from typing import Literal, cast
 
 from selfreward_jax.core.rows import last_request
 from selfreward_jax.core.texts import read_text
-from selfreward_jax.core.tokens import neutralise
-from selfreward_jax.methods.template_files import check_placeholders, fill, packaged
+from selfreward_jax.methods.quotes import in_quotation
+from selfreward_jax.methods.template_files import begins, broken, check_placeholders, fill, packaged, tags_of
 
 Verdict = Literal["A", "B", "tie"]
 Outcome = Literal["win", "tie", "lose"]  # of one side, A
 
+_LINE, _MOST = 1_000, 100  # characters of a line before a verdict, and verdicts, that are looked at
 LABEL = "Verdict: [["  # up to the letter, where a verdict is read from the distribution
 
 _VERDICT = re.compile(
-    r"\[\[[\s*_]*(?P<marked>A|B|C|tie)[\s*_]*\]\]"  # wherever it stands
-    r"|^[\s*_]*verdict[\s*_]*:[\s*_]*\[?(?P<line>A|B|C|tie)\]?[\s*_.]*$",  # or alone on the closing line
+    r"\[\[[\s*_]*+(?P<marked>A|B|C|tie)[\s*_]*+\]\]"  # wherever it stands
+    r"|^(?:[^\S\n]|[*_])*+verdict[\s*_]*+:[\s*_]*+\[?(?P<line>A|B|C|tie)\]?(?:[^\S\n]|[*_.])*+$",  # or by itself
     re.IGNORECASE | re.MULTILINE,
 )
 _PUNCTUATION = " \t\r*_.!`\"'"
 _LEADS_IN = re.compile(r"(?:^|:|\b(?:is|so|thus|therefore|hence))[\s*_,`\"']*$", re.IGNORECASE)
 _DENIED = re.compile(r"(?:\b(?:not|never|nor|neither)|n't)[\s*_`\"']*$", re.IGNORECASE)
 # What verdicts are written with; inside an answer it is broken up, so that a judge that quotes one has said nothing.
-_CLOSINGS = ("Verdict", "verdict", "VERDICT", "[[")
+_CLOSINGS = re.compile(r"verdict|\[(?=\[)", re.IGNORECASE)
 
 
 def parse_verdict(judgement: str) -> Verdict | None:
@@ -36,19 +38,30 @@ def parse_verdict(judgement: str) -> Verdict | None:
 
     Where several stand there and differ, the last one counts if a line closes with it (`Verdict: [[B]]`); else the
     judge may have weighed one against the other (`[[A]] or [[B]]`), and there is none. FastChat takes A wherever
-    `[[A]]` stands. None means missing: it is no tie, and no win for anyone.
+    `[[A]]` stands. None means missing: it is no tie, and no win for anyone. One in a quotation is nobody's.
     """
-    found = list(_VERDICT.finditer(judgement))
+    last_ones = collections.deque(_VERDICT.finditer(judgement), _MOST)
+    found = [match for match in last_ones if not _quoted(judgement, match)]
     said = [(match["marked"] or match["line"]).upper().replace("TIE", "C") for match in found]
     if not said:
         return None
     last = found[-1]
-    before = judgement[: last.start()].rpartition("\n")[2]
+    before = judgement[max(last.start() - _LINE, 0) : last.start()].rpartition("\n")[2]
     after = judgement[last.end() :].partition("\n")[0]
     closes = last["line"] or (_LEADS_IN.search(before) and not after.strip(_PUNCTUATION) and "[[" not in before)
     if _DENIED.search(before) or (len(set(said)) > 1 and not closes):
         return None
     return "tie" if said[-1] == "C" else cast(Verdict, said[-1])
+
+
+def _quoted(judgement: str, verdict: re.Match[str]) -> bool:
+    """Whether it is in somebody's words; marks around the letter alone, `Verdict: "[[A]]"`, quote nothing."""
+    start = verdict.start()
+    line = judgement[max(start - _LINE, 0) : start].rpartition("\n")[2]
+    own = line.rstrip("\"'“‘")
+    alone = not judgement[verdict.end() :].partition("\n")[0].strip(_PUNCTUATION + "”’")
+    own = own if alone and own.strip() and _LEADS_IN.search(own) else line
+    return in_quotation(judgement, start - len(line) + len(own))
 
 
 class PairwiseTemplate:
@@ -63,7 +76,7 @@ class PairwiseTemplate:
         self.text = (read_text(path, "--template") if path else packaged("pairwise.txt")).strip()
         names = ("prompt", "first", "second")
         check_placeholders(self.text, names, "the pairwise", path or "templates/pairwise.txt")
-        self._guarded = [*sorted(set(re.findall(r"</?\w+>", self.text))), *_CLOSINGS]
+        self._tags = tags_of(self.text)
 
     def messages(self, prompt: Sequence[dict[str, str]], first: str, second: str) -> tuple[dict[str, str], ...]:
         """What the judge is asked about two answers, in this order.
@@ -72,7 +85,9 @@ class PairwiseTemplate:
         inside them are broken up, and so is what verdicts are written with.
         """
         texts = {"prompt": last_request(prompt), "first": first, "second": second}
-        content = fill(self.text, {name: neutralise(text, self._guarded) for name, text in texts.items()})
+        guarded = (self._tags, _CLOSINGS)
+        shown = {name: broken(text, (at for p in guarded for at in begins(p, text))) for name, text in texts.items()}
+        content = fill(self.text, shown)
         return ({"role": "user", "content": content},)
 
 

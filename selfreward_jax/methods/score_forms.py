@@ -4,8 +4,10 @@ Read is what `FORMS` of `tests/methods/test_score_forms.py` lists: `Score: 4`, `
 `Score (out of 5): 4/5 points`, `Score: 1 + 1 + 1 = 3`, `"score": 4`, and a text whose last line is `\\boxed{4}`. Not
 read are ranges, alternatives, limits, percentages, fractions, decimal commas, sums that don't add up, other scales than
 the judge was asked for, scores of something else (`Relevance score: 1`) or in somebody else's words (`It says: Score:
-5`), scores that differ, and those that a later number may take back: their number isn't what the judge means, or can't
-be told.
+5`, in quotation marks, in a block quote), scores that differ, and those that a later number may take back: their number
+isn't what the judge means, or can't be told.
+
+An answer's own scores are no part of that: `score_breaks` says where to break them up before a judge sees them.
 """
 
 import collections
@@ -13,6 +15,8 @@ import dataclasses
 import math
 import re
 import unicodedata
+
+from selfreward_jax.methods.quotes import MARKS, in_quotation, says, unclosed
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
@@ -73,7 +77,7 @@ _LABEL = re.compile(
 )
 # What may stand before it: it begins its line or its sentence, or is a field of JSON. Else it is another's, or quoted.
 _OWN = re.compile(
-    rf"(?:(?:\n|[.!?。](?=\s))(?:\s|[>#|(\[•–-])*+|[{{,]\s*+(?=[\"'“]))[\"'“‘«]?+{_H}"
+    rf"(?:(?:\n|[.!?。](?=\s))(?:\s|[#|(\[•–-])*+|[{{,]\s*+(?=[\"'“]))[\"'“‘«]?+{_H}"
     r"(?P<words>(?:(?:final|total|overall|cumulative|my|the|this|its|so|thus|therefore|hence|and|finally|evaluation"
     r"|answer|response|awarded|assigned|given),?[^\S\n]++)*+)\Z",
     re.IGNORECASE,
@@ -82,6 +86,7 @@ _LAST_WORD = re.compile(r"\b(?:final|total|overall)\b", re.IGNORECASE)
 _BEFORE, _AFTER, _REST = 80, 200, 4_000  # characters that are looked at around a label, and behind a score
 _MOST_LABELS = 100
 _BOXED = re.compile(r"\\f?box(?:ed)?\s?\{")
+_BOX = re.compile(rf"{_BOXED.pattern}(?=[^{{}}\n]{{1,60}}\}})")
 _BOX_ALONE = re.compile(r"(?:\A|\n)[\s$*]*+(?:\\[\[(]\s*+)?+\\f?box(?:ed)?\s?\{(?P<inside>[^{}\n]{1,60})\}[^\w\n]*+\Z")
 
 _OPENERS = r"(?:[(\[{\"'“‘]|<(?=[^<>\n]{1,40}>)|\s)*+"
@@ -152,15 +157,17 @@ def find_score(judgement: str, scale: Scale) -> Found | None:
     """
     text = _plain(judgement)
     found: Found | None = None
+    final = 0  # where the label of the found score begins, if it may differ from those before
     for label in reversed(collections.deque(_LABEL.finditer(text), _MOST_LABELS)):
         start, end = label.span()
         if _shows_form(text, end, scale):
             continue
         before = text[start - _BEFORE : start] if start >= _BEFORE else f"\n{text[:start]}"
-        code = label[0].startswith("score") and label[0].endswith("=")  # a program's variable
-        own = None if label["part"] or label["other"] or code else _OWN.search(before)
+        own = None if _of_else(label) else _OWN.search(before)
         if label[0].startswith("<"):
             own = _OWN.search("\n")
+        if own and in_quotation(judgement, start - len(own["words"]), key=any(mark in label[0] for mark in MARKS)):
+            own = None
         if own is None:  # the score of something else, or a word about scores
             if found is None and _numbers(text[end : end + _AFTER].partition("\n")[0]):
                 return None
@@ -170,18 +177,37 @@ def find_score(judgement: str, scale: Scale) -> Found | None:
             if number is None:
                 return None
             found = Found(number, _reasons_end(text, start - len(own["words"])))
-            if _LAST_WORD.search(own["words"]):
-                return found
+            final = start if _LAST_WORD.search(own["words"]) and "\n" in own[0] else 0
+        elif number != found.number and final:
+            between = judgement[end:final]
+            return None if unclosed(between) or says(between) else found
         elif number != found.number:
             return None
     if (
         found is None
         and (box := _BOX_ALONE.search(judgement, max(len(judgement) - _AFTER, 0)))
         and len(_BOXED.findall(judgement)) == 1
+        and not in_quotation(judgement, box.start("inside"))
     ):
         number = _value(text, box.start("inside"), scale)
         found = None if number is None else Found(number, _reasons_end(text, box.start()))
     return found
+
+
+def _of_else(label: re.Match[str]) -> bool:
+    """Whether it names the score of something else, or a program's variable."""
+    return bool(label["part"] or label["other"]) or (label[0].startswith("score") and label[0].endswith("="))
+
+
+def score_breaks(text: str, scale: Scale) -> list[int]:
+    """Where to break an answer's text up, so that nobody who quotes it has written a score."""
+    plain = _plain(text)
+    labels = [
+        label.start() + 1 + label[0].startswith("<")
+        for label in _LABEL.finditer(plain)
+        if not _of_else(label) and _agrees(label, scale) and _VALUE.match(plain, label.end())
+    ]
+    return labels + [box.start() + 1 for box in _BOX.finditer(text) if _VALUE.match(plain, box.end())]
 
 
 def _reasons_end(text: str, start: int) -> int:

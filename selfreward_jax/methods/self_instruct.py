@@ -1,10 +1,11 @@
 """New prompts by showing old ones (Self-Instruct, Wang et al. 2022; paper §2.2), and the filters they must pass."""
 
-import collections
 import dataclasses
 import random
 import re
 from collections.abc import Iterable, Sequence
+
+from selfreward_jax.methods.overlap import Overlaps, tokens_of
 
 # A number in mid-sentence ("the sum of 15 and 27. Show") begins no item.
 _NEXT_ITEM = re.compile(r"\n|\sTask\s*\d{1,2}[.):]\s|(?<=[.!?])\s\d{1,2}[.):]\s")
@@ -20,9 +21,9 @@ def pick_demonstrations(
     seeds: Sequence[str], generated: Sequence[str], *, n_seed: int, n_generated: int, rng: random.Random
 ) -> list[str]:
     """`n_seed` seed prompts and `n_generated` generated ones in random order; seeds fill up a small pool."""
-    own = rng.sample(list(generated), min(n_generated, len(generated)))
+    own = rng.sample(generated, min(n_generated, len(generated)))
     wanted = min(n_seed + n_generated - len(own), len(seeds))
-    demonstrations = own + rng.sample(list(seeds), wanted)
+    demonstrations = own + rng.sample(seeds, wanted)
     rng.shuffle(demonstrations)
     return demonstrations
 
@@ -53,29 +54,27 @@ class PromptFilter:
         words = "|".join(re.escape(k) for k in settings.keywords)
         self._keywords = re.compile(rf"\b(?:{words})\b", re.IGNORECASE) if words else None
         self._exact: set[str] = set()
-        self._known: list[tuple[str, collections.Counter[str], int]] = []
+        self._known: list[str] = []
+        self.overlaps = Overlaps(settings.rouge_threshold)
         for text in known:
             self._remember(text)
 
     def _remember(self, text: str) -> None:
-        words = _rouge_words(text)
         self._exact.add(_folded(text))
-        self._known.append((text, collections.Counter(words), len(words)))
+        self._known.append(text)
+        self.overlaps.add(tokens_of(_rouge_words(text)))
 
     def similarity(self, text: str) -> float:
         """Largest ROUGE-L F1 with any known prompt, exact where it exceeds the threshold, else 0."""
-        words = _rouge_words(text)
-        counts, size = collections.Counter(words), len(words)
+        tokens = tokens_of(_rouge_words(text))
+        size = len(tokens)
         largest = self._settings.rouge_threshold
         found = 0.0
-        for other, other_counts, other_size in self._known:
-            # The longest common subsequence is at most the multiset overlap, which is far cheaper to find.
-            longest = min(size, other_size)
-            if 2 * longest <= largest * (size + other_size):
+        for place, shared, other_size in self.overlaps.shared(tokens):
+            # The longest common subsequence has at most as many words as are shared in any order.
+            if 2 * shared <= largest * (size + other_size):
                 continue
-            if 2 * (counts & other_counts).total() <= largest * (size + other_size):
-                continue
-            f1 = self._scorer.score(other, text)["rougeL"].fmeasure
+            f1 = self._scorer.score(self._known[place], text)["rougeL"].fmeasure
             if f1 > largest:
                 largest = found = f1
         return found

@@ -146,6 +146,9 @@ def collect(root: epath.Path, *, samples: int, seed: int = 0) -> RunFacts:
     """
     config = _Section(stored_config(root))
     manifest = Manifest(root)
+    for entry in manifest.artefacts():  # what is read below; what was deleted, the report does without
+        if entry["artefact"].endswith(".jsonl") and (root / entry["artefact"]).exists():
+            manifest.intact(entry["artefact"], f"selfreward run --workdir={root} makes it again")
     try:
         T, min_parsed = config.loop.iterations, scores_needed(config.judge)
         seeds = _seeds(config.seeds.ift, config.seeds.eft)

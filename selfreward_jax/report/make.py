@@ -4,7 +4,7 @@ from etils import epath
 
 from selfreward_jax.core.hosts import is_writer
 from selfreward_jax.core.progress import say
-from selfreward_jax.core.store import write_atomic
+from selfreward_jax.core.store import write_changed
 
 REPORT, SAMPLES = "report.html", 50
 
@@ -23,7 +23,7 @@ def write_report(root: epath.Path, output: epath.Path, *, samples: int = SAMPLES
     from selfreward_jax.report.collect import collect
     from selfreward_jax.report.page import render
 
-    write_atomic(output, render(collect(root, samples=samples, seed=seed)))
+    write_changed(output, render(collect(root, samples=samples, seed=seed)))
 
 
 def report_on(root: epath.Path) -> None:

@@ -9,6 +9,7 @@ from etils import epath
 
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.rows import Row
+from selfreward_jax.core.store import Manifest
 from selfreward_jax.evals.statistics import Interval
 
 NOTHING = Interval(math.nan, math.nan, math.nan)
@@ -68,12 +69,14 @@ def read_results(folder: epath.Path) -> Results:
       UserError: a file that is not what an evaluation writes.
     """
     judges = {
-        path.parent.name: tuple(_parsed(path, row, _judge) for row in _load(path, list))
+        path.parent.name: tuple(_parsed(path, row, _judge) for row in _load(path, list, path.parent))
         for path in _files(folder / "judge", 1, "summary.json")
     }
     win_rates: dict[str, list[WinRate]] = {}
     for path in _files(folder / "winrate", 2, "result.json"):
-        win_rates.setdefault(path.parents[1].name, []).append(_parsed(path, _load(path, dict), _win_rate))
+        win_rates.setdefault(path.parents[1].name, []).append(
+            _parsed(path, _load(path, dict, path.parents[1]), _win_rate)
+        )
     return Results(judges, {name: tuple(found) for name, found in win_rates.items()})
 
 
@@ -85,9 +88,11 @@ def _files(folder: epath.Path, depth: int, name: str) -> list[epath.Path]:
     return sorted(below / name for below in folders if (below / name).exists())
 
 
-def _load(path: epath.Path, kind: type) -> Any:
+def _load(path: epath.Path, kind: type, root: epath.Path) -> Any:
+    """A result, as the evaluation in `root` has it on record."""
+    Manifest(root).intact(path.relative_to(root).as_posix(), "evaluate again")
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_bytes())
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error}); delete it and evaluate again.") from None
     if not isinstance(value, kind):

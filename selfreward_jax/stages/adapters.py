@@ -9,18 +9,23 @@ from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.hosts import is_writer, wait
 from selfreward_jax.core.mesh import make_mesh
 from selfreward_jax.llama.config import LlamaConfig
+from selfreward_jax.llama.hub import ADAPTER as FILES
 from selfreward_jax.llama.load import MODEL_FILE
 from selfreward_jax.llama.lora import Adapter, compose
 from selfreward_jax.llama.peft import load_adapter, save_adapter
 from selfreward_jax.stages.run import ADAPTER
 
 
-def write_adapter(folder: epath.Path, config: LlamaConfig, adapter: Adapter) -> None:
-    """Saves what a model learnt in its folder, in the place of what a stage that was killed left there."""
+def write_adapter(folder: epath.Path, config: LlamaConfig, adapter: Adapter) -> list[str]:
+    """Saves what a model learnt in its folder, in the place of what a stage that was killed left there.
+
+    Returns the names of the files in `folder`.
+    """
     if is_writer() and (folder / ADAPTER).exists():
         (folder / ADAPTER).rmtree()
     wait(f"{folder / ADAPTER} is empty")
     save_adapter(folder / ADAPTER, config, adapter)
+    return [f"{ADAPTER}/{name}" for name in FILES]
 
 
 def adapter_since_m0(folder: epath.Path, config: LlamaConfig) -> Adapter:

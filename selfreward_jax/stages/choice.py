@@ -13,7 +13,7 @@ from typing import Any, get_args
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from selfreward_jax.core.checkpoints import Checkpoints
+from selfreward_jax.core.checkpoints import restore
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.forms import prompt_of
 from selfreward_jax.core.progress import say
@@ -58,7 +58,8 @@ def validation_prompts(run: Run, title: str, held_out: Sequence[TrainRow], asked
             f"{where}: no prompt that checkpoints could answer; hold out more rows (config.checkpoint.held_out), or"
             " give a file (config.checkpoint.prompts)."
         )
-    fitting = [p for p in prompts if len(run.chat.prompt_ids(p.messages)) + most <= run.context]
+    lengths = [len(ids) for ids in run.chat.prompts_ids([p.messages for p in prompts])]
+    fitting = [p for p, length in zip(prompts, lengths, strict=True) if length + most <= run.context]
     if not fitting:
         raise UserError(f"{where}: no prompt fits into {run.context} tokens with an answer of {most}.")
     if len(fitting) < len(prompts):
@@ -131,13 +132,13 @@ class Choice(Work):
         """The model that the training had made after a step."""
         c, lora = self.config.model, self._lora
         config, chat = self._run.words(self._init)
-        with Checkpoints(self.root.parent / "checkpoints") as checkpoints:
-            if lora is None:
-                target = abstract_params(config, self.mesh, jnp.dtype(c.param_dtype), self.rules)
-                params = checkpoints.restore(step, {"params": target})["params"]
-                return Model(name, config, params, chat, self.mesh, c.dtype, self.rules)
-            target = abstract_params(config, self.mesh, jnp.float32, self.rules, lora_specs(config, lora))
-            learnt = checkpoints.restore(step, {"adapter": target})["adapter"]
+        item, dtype, specs = "params", jnp.dtype(c.param_dtype), None
+        if lora:
+            item, dtype, specs = "adapter", jnp.dtype("float32"), lora_specs(config, lora)
+        target = abstract_params(config, self.mesh, dtype, self.rules, specs)
+        learnt = restore(self.root.parent / "checkpoints", step, {item: target})[item]
+        if lora is None:
+            return Model(name, config, learnt, chat, self.mesh, c.dtype, self.rules)
         base = self._run.take(self._init)
         merged = merge(lora, base.params, learnt)
         return dataclasses.replace(base, name=name, params=merged, adapter=Adapter(lora, learnt, base.name))

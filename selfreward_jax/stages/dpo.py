@@ -71,6 +71,8 @@ def preference_train(run: Run, t: int, pairs: Sequence[Pair | Single]) -> ModelR
     frozen = {"reference": dataclasses.asdict(reference) if reference else None}
     inputs = training_inputs(run, "dpo", c, rows, init) | frozen
     if is_trained(run, t, title, inputs):
+        if reference and run.manifest.changed(f"m{t}/reference_logps.jsonl"):
+            reference_logps(run, t, reference, labelled, losses.ld_alpha)
         return run.ref(f"m{t}")
     if left_out:
         say(f"{title}: {left_out} of {len(pairs)} left out")
@@ -127,7 +129,7 @@ def reference_logps(
 def _fit_positives(run: Run, t: int, init: ModelRef) -> ModelRef:
     """The paper's comparison (appendix A.4): SFT on the seeds together with answers of full score."""
     rows, asked, facts = seed_rows(run)
-    path = run.root / f"m{t}" / "positives.jsonl"
+    path = run.intact(f"m{t}/positives.jsonl")
     limit = min(run.config.sft.max_length, run.context)
     positives = read_jsonl(path) if path.read_text().strip() else []
     asked |= {tuple(row["prompt_token_ids"]): tuple(row["prompt"]) for row in positives}

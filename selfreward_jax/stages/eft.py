@@ -90,16 +90,17 @@ def build_eft(
       scale: what the judge was asked for; rows are written on it.
     """
     by_response = group_by(judgements, lambda j: j.response_id)
+    learnable = {id: _opinions(own, rules, scale) for id, own in by_response.items()}
     steps: list[Step] = []
     dropped: list[Row] = []
     answers = sum(len(r.answers) for r in ranked)
     steps.append(Step("to be judged", "answers", 0, answers))
-    _count_judgements(steps, judgements, answers - len(by_response), answers, rules, scale)
+    _count_judgements(steps, judgements, answers - len(by_response), answers, sum(map(len, learnable.values())))
     useful = unclear = disagreeing = useful_answers = 0
     chances: list[float] = []
     rows: list[Row] = []
     for r in ranked:
-        own = [(a, _opinions(by_response.get(content_id(r.key, a.text), ()), rules, scale)) for a in r.answers]
+        own = [(a, learnable.get(content_id(r.key, a.text))) for a in r.answers]
         told = [(a, opinions) for a, opinions in own if opinions]
         useful_answers += len(told)
         scores = [[o.score for o in opinions] for _, opinions in told]
@@ -143,7 +144,7 @@ def build_eft(
 
 
 def _count_judgements(
-    steps: list[Step], judgements: Sequence[Judgement], too_long: int, answers: int, rules: EftRules, scale: Scale
+    steps: list[Step], judgements: Sequence[Judgement], too_long: int, answers: int, reasoned: int
 ) -> None:
     if too_long:
         steps.append(Step("too long for the judge", "answers", too_long, answers - too_long))
@@ -153,7 +154,6 @@ def _count_judgements(
     whole = [j for j in scored if not _cut_short(j)]
     if len(whole) < len(scored):
         steps.append(Step("cut by the limit before the score", "judgements", len(scored) - len(whole), len(whole)))
-    reasoned = len(_opinions(whole, rules, scale))
     steps.append(Step("with too few reasons", "judgements", len(whole) - reasoned, reasoned))
 
 

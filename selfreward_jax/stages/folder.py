@@ -5,6 +5,7 @@ for the same inputs returns it.
 """
 
 import contextlib
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -13,11 +14,12 @@ from etils import epath
 
 from selfreward_jax import __version__
 from selfreward_jax.core import hosts
+from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.interrupt import Interrupt
 from selfreward_jax.core.paths import is_local, local_path
 from selfreward_jax.core.progress import Meter, meter, say
 from selfreward_jax.core.rows import Row
-from selfreward_jax.core.store import Journal, Manifest, sha256_file, write_atomic
+from selfreward_jax.core.store import Journal, Manifest, differ, known_sha256, write_atomic
 
 # How often rows in the making go to disk, and to an object store, where each part is an upload.
 ROWS_PER_PART, SECONDS_PER_PART, SECONDS_PER_UPLOAD = 256, 2.0, 30.0
@@ -72,21 +74,74 @@ class Folder:
         self.interrupt = interrupt or Interrupt()
         self.manifest = Manifest(self.root)
 
-    def hash_of(self, artefact: str) -> str:
-        """SHA-256 of an artefact's bytes, as recorded, else read."""
-        entry = self.manifest.entry(artefact)
-        return entry["sha256"] if entry and "sha256" in entry else sha256_file(self.root / artefact)
+    def intact(self, artefact: str) -> epath.Path:
+        """`Manifest.intact`."""
+        return self.manifest.intact(artefact)
 
-    def record(self, artefact: str, inputs: dict[str, Any], **facts: Any) -> None:
+    def hash_of(self, artefact: str) -> str:
+        """SHA-256 of an artefact's bytes, which must be those that were recorded, if any were."""
+        return known_sha256(self.intact(artefact))
+
+    def record(self, artefact: str, inputs: dict[str, Any], *, files: Sequence[str] = (), **facts: Any) -> None:
+        """Puts an artefact on record that lies in its place.
+
+        Args:
+          files: names of others, in its folder, that belong to it: it counts as made only while all are as they are.
+          facts: what else is to stand in its line.
+
+        Raises:
+          UserError: a model (`hash`) was to be the same again and isn't; see `check_again`.
+        """
         path = self.root / artefact
         hosts.wait(f"{artefact} is written")
+        if "hash" in facts:
+            self.check_again(artefact, inputs, hash=facts["hash"])
+        if files:
+            facts["files"] = {name: known_sha256(path.parent / name) for name in files}
         self.manifest.record(
-            artefact, inputs, sha256=sha256_file(path), made_by=f"selfreward_jax {__version__}", **facts
+            artefact, inputs, sha256=known_sha256(path), made_by=f"selfreward_jax {__version__}", **facts
         )
 
-    def is_made(self, artefact: str, inputs: dict[str, Any]) -> bool:
-        """Whether an artefact is there already, made from exactly these inputs."""
-        return self.manifest.is_made(artefact, inputs)
+    def is_made(self, artefact: str, inputs: dict[str, Any], *beside: str) -> bool:
+        """Whether an artefact is there already, made from exactly these inputs, and still what was written.
+
+        Args:
+          beside: other artefacts that are made with it, from the same inputs.
+        """
+        names = (*beside, artefact)
+        if not all(self.manifest.is_made(name, inputs) for name in names):
+            return False
+        changed = next(filter(None, map(self.manifest.changed, names)), "")
+        if not hosts.any_of(bool(changed)):  # what one process makes again, another must not find as if never changed
+            return True
+        say(f"{changed}; made again")
+        return False
+
+    def check_again(self, artefact: str, inputs: dict[str, Any], **found: str) -> None:
+        """Refuses what is made again, in the place of what was changed or lost, if it isn't the same.
+
+        Other things were made from what was recorded, and would be made anew; that is not done unasked. Bytes may
+        differ after the work of another machine, or another version.
+
+        Args:
+          found: of what is to take the artefact's place: its `sha256`, or a model's `hash`.
+
+        Raises:
+          UserError: it is not what is on record, and what was made from that is there.
+        """
+        entry = self.manifest.entry(artefact)
+        if entry is None or not inputs or not self.manifest.is_made(artefact, inputs):
+            return
+        (name, value), *_ = found.items()
+        later = [name for name in self.manifest.after(artefact) if (self.root / name).exists()]
+        if not later or entry.get(name, value) == value or (name == "sha256" and not self.manifest.changed(artefact)):
+            return
+        folders = sorted({name.partition("/")[0] for name in (artefact, *later)})
+        raise UserError(
+            f"{self.root / artefact}: made again, it is not what was written ({differ(entry[name], value)}), and what"
+            f" was made from that is there ({later[0]}); restore it from a copy, or move {', '.join(folders)} away to"
+            " have them made anew."
+        )
 
     def todo(
         self, artefact: str, inputs: dict[str, Any], title: str, sizes: Sequence[int]
@@ -100,7 +155,8 @@ class Folder:
           The part's number, and a function that takes its rows and how many tokens they cost, and stores them.
         """
         journal = self.journal(artefact, inputs)
-        left = [n for n in range(len(sizes)) if not journal.has(n)]
+        there = set(journal.numbers())
+        left = [n for n in range(len(sizes)) if n not in there]
         hosts.wait(f"{artefact} is read")
         with meter(title, sum(sizes), done=sum(sizes) - sum(sizes[n] for n in left)) as progress:
             for n in left:
@@ -136,12 +192,17 @@ class Folder:
     ) -> None:
         """Joins an artefact's parts in the given order and records it."""
         journal = self.journal(artefact, inputs)
-        journal.finish(order)
+
+        def check(data: bytes) -> None:
+            self.check_again(artefact, inputs, sha256=hashlib.sha256(data).hexdigest())
+
+        journal.finish(order, check)
         self.record(artefact, inputs, **facts)
         journal.discard()
 
     def write(self, artefact: str, inputs: dict[str, Any], text: str, **facts: Any) -> None:
         """Writes an artefact that is made in one go."""
+        self.check_again(artefact, inputs, sha256=hashlib.sha256(text.encode()).hexdigest())
         write_atomic(self.root / artefact, text)
         self.record(artefact, inputs, **facts)
 

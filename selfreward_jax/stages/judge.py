@@ -143,12 +143,9 @@ def judge_requests(
     most_tokens: int,
 ) -> list[Request]:
     """What the judge is asked about each answer, for those whose question fits in `most_tokens`."""
-    requests = []
-    for r in responses:
-        ids = tuple(chat.prompt_ids(template.messages(asked[r.prompt_id], r.text)))
-        if len(ids) <= most_tokens:
-            requests.append(Request(r.id, ids))
-    return requests
+    questions = chat.prompts_ids([template.messages(asked[r.prompt_id], r.text) for r in responses])
+    requests = [Request(r.id, tuple(ids)) for r, ids in zip(responses, questions, strict=True)]
+    return [request for request in requests if len(request.prompt_ids) <= most_tokens]
 
 
 def judge_sampling(

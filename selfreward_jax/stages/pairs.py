@@ -37,7 +37,7 @@ def build_pairs(
         "min_parsed": scores_needed(c.judge),
         "truncated": c.respond.truncated,
     }
-    if run.is_made(artefact, inputs):
+    if run.is_made(artefact, inputs, f"m{t}/dropped.jsonl", f"m{t}/positives.jsonl") and run.has_logged(t):
         run.skip(f"M{t} pairs")
         return _load(run, artefact)
 
@@ -82,12 +82,13 @@ def make_pairs(
     pairs: list[Pair] = []
     drops: list[Drop] = []
     best: list[Row] = []
-    for prompt in prompts:
+    asked = chat.prompts_ids([prompt.messages for prompt in prompts])
+    for prompt, ids in zip(prompts, asked, strict=True):
         ranked, left_out = rank(
             by_prompt.get(prompt.id, []), by_response, min_parsed=min_parsed, keep_truncated=keep_truncated
         )
         drops += left_out
-        prompt_ids = tuple(chat.prompt_ids(prompt.messages))
+        prompt_ids = tuple(ids)
         best += [_positive(chat, prompt, prompt_ids, s, model) for s in positives(ranked)]
         picked = PAIR_RULES[rule](ranked, min_margin)
         if isinstance(picked, str):

@@ -56,7 +56,7 @@ def create_prompts(run: Run, t: int, model: ModelRef) -> list[Prompt]:
     }
     if c.seeds:
         inputs["seeds"] = fingerprint(c.seeds)
-    if run.is_made(artefact, inputs):
+    if run.is_made(artefact, inputs, f"m{t}/rejected_prompts.jsonl"):
         run.skip(f"M{t} prompts")
     else:
         _self_instruct(run, t, generator, artefact, inputs, earlier)
@@ -80,7 +80,10 @@ def check_prompt_file(run: Run) -> None:
         _template(c.prompts.template)
         return
     prompts = [p for t in range(2, c.loop.iterations + 1) for p in _from_file(run, t)]
-    requests = [Request(repr(p.messages[-1]["content"][:60]), tuple(run.chat.prompt_ids(p.messages))) for p in prompts]
+    asked = run.chat.prompts_ids([p.messages for p in prompts])
+    requests = [
+        Request(repr(p.messages[-1]["content"][:60]), tuple(ids)) for p, ids in zip(prompts, asked, strict=True)
+    ]
     where = f"config.prompts.source: {c.prompts.source}: prompt"
     check_requests(requests, c.respond.n, sampling_settings(c.respond), run.context, where)
 
@@ -123,13 +126,14 @@ def _self_instruct(run: Run, t: int, ref: ModelRef, artefact: str, inputs: dict,
     journal = run.journal(artefact, inputs)
     kept: list[Row] = []
     rejected: list[Row] = []
+    shown = [*pool]
     batch_rows = min(run.config.generation.slots, max(8, 2 * count))
     with meter(f"M{t} prompts", count, unit="prompts") as progress:
         for number in range(c.max_rounds):
             if not journal.has(number):
                 engine = run.engine(ref)
-                candidates = _candidates(run, engine, t, number, seeds, [*pool, *(r["text"] for r in kept)], batch_rows)
-                journal.write(number, candidates)
+                shown += [row["text"] for row in kept[len(shown) - len(pool) :]]
+                journal.write(number, _candidates(run, engine, t, number, seeds, shown, batch_rows))
             hosts.wait(f"round {number} of {artefact} is written")
             tokens = 0
             for row in journal.rows(number):

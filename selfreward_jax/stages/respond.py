@@ -4,10 +4,8 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-from selfreward_jax.core.errors import about, shorten
 from selfreward_jax.core.progress import say
 from selfreward_jax.core.rows import Prompt, Response, content_id, load_rows
-from selfreward_jax.core.tokens import Chat
 from selfreward_jax.engine.generate import Completion, Request, check_requests
 from selfreward_jax.stages.sampling import sample_artefact, sampling_settings
 from selfreward_jax.stages.work import ModelRef, Work
@@ -36,7 +34,8 @@ def respond(work: Work, folder: str, model: ModelRef, prompts: Sequence[Prompt],
         return load_rows(work.root / artefact, Response)
 
     chat, context = work.chat_of(model), work.context_of(model)
-    requests = [_request(chat, p) for p in prompts]
+    asked = chat.prompts_ids([p.messages for p in prompts])
+    requests = [Request(p.id, tuple(ids)) for p, ids in zip(prompts, asked, strict=True)]
     settings = sampling_settings(c)
     check_requests(requests, c.n, settings, context, "prompt")
 
@@ -46,11 +45,6 @@ def respond(work: Work, folder: str, model: ModelRef, prompts: Sequence[Prompt],
     if cut := sum(r.stop_reason == "length" for r in responses):
         say(f"{title}: {cut} of {len(responses)} were cut by the limit of {c.max_new_tokens} tokens")
     return responses
-
-
-def _request(chat: Chat, prompt: Prompt) -> Request:
-    with about(f"prompt {shorten(prompt.messages[-1]['content'])}"):  # one of several turns may not suit the template
-        return Request(prompt.id, tuple(chat.prompt_ids(prompt.messages)))
 
 
 def response_row(model_hash: str, x: Completion) -> Response:

@@ -1,6 +1,8 @@
 """A run: its folder, its configuration and its models M0 to MT."""
 
+import contextlib
 import functools
+import hashlib
 import importlib.metadata
 import json
 import platform
@@ -13,18 +15,21 @@ from selfreward_jax import __version__
 from selfreward_jax.core import hosts
 from selfreward_jax.core.commit import commit
 from selfreward_jax.core.config import differences, to_dict
-from selfreward_jax.core.errors import UserError
+from selfreward_jax.core.errors import ReadOnly, UserError
 from selfreward_jax.core.interrupt import Interrupt
-from selfreward_jax.core.metrics import SPEED_FILE, Board, Tracker
+from selfreward_jax.core.metrics import METRICS_FILE, SPEED_FILE, Board, Tracker
 from selfreward_jax.core.paths import is_local, local_path
-from selfreward_jax.core.rows import read_jsonl, to_line
-from selfreward_jax.core.store import write_atomic
-from selfreward_jax.core.tokens import Chat, sha256_json
+from selfreward_jax.core.progress import say
+from selfreward_jax.core.rows import Row, read_jsonl, to_line
+from selfreward_jax.core.store import Manifest, claim, is_claimed, write_atomic
+from selfreward_jax.core.tokens import Chat
 from selfreward_jax.llama.config import LlamaConfig
 from selfreward_jax.llama.hub import at, commit_of
 from selfreward_jax.llama.load import MERGED, MODEL_FILE, Model, load_chat, load_model, locate
 from selfreward_jax.stages.work import ModelRef, Work
 
+CONFIG_MEND = "go on with --config=FILE and --config.FIELD=VALUE as it was begun (--resume=force for any other)"
+ITERATIONS = "metrics.jsonl"  # of the run itself: a line an iteration
 CHOICE = "choice"  # there, of a checkpoint that a judge chose: the answers and verdicts that the choice rests on
 ADAPTER = "adapter"  # in the folder of a model that LoRA made: what it learnt, in PEFT's format
 
@@ -41,9 +46,9 @@ def stored_config(root: epath.Path) -> dict[str, Any]:
     """The configuration of the run in a folder.
 
     Raises:
-      UserError: there is no run, or someone has edited the file into something else.
+      UserError: there is no run, or someone has edited the file.
     """
-    path = root / "config.json"
+    path = Manifest(root).intact("config.json", CONFIG_MEND)
     if not path.exists():
         raise UserError(f"--workdir={root}: no run there.")
     try:
@@ -67,7 +72,8 @@ class Run(Work):
         _claim(local_path(workdir), config, resume)
         hosts.wait("the run is claimed")
         super().__init__(workdir, config, interrupt)
-        self.record("config.json", {}, seed=config.seed, versions=versions())
+        with contextlib.suppress(ReadOnly):  # nothing needs to be written to a run that is finished
+            self.record("config.json", {}, seed=config.seed, versions=versions())
         tracked = config.tracker == "wandb" and hosts.is_writer()
         self.tracker = Tracker(self.root, to_dict(config)) if tracked else None
 
@@ -75,7 +81,7 @@ class Run(Work):
         """M0, hashed once and recorded."""
         c = self.config.model
         inputs = {"stage": "base", "model": c.to_dict()}
-        if not self.manifest.is_made(f"m0/{MODEL_FILE}", inputs):
+        if not self.is_made(f"m0/{MODEL_FILE}", inputs):
             model = self._read_base()
             self._loaded = ("m0", model)
             facts = {"hash": model.hash, "path": c.path, **model.chat.hashes}
@@ -112,12 +118,14 @@ class Run(Work):
         Raises:
           UserError: it has not been made yet.
         """
-        path = self.root / name / MODEL_FILE
-        if self.manifest.entry(f"{name}/{MODEL_FILE}") is None or not path.exists():
+        if self.manifest.entry(f"{name}/{MODEL_FILE}") is None:
             raise UserError(
                 f"{self.root / name}: {name.upper()} has not been made yet; run the stages before it first."
             )
-        return ModelRef(name, json.loads(path.read_text())["hash"])
+        return ModelRef(name, json.loads(self.intact(f"{name}/{MODEL_FILE}").read_text())["hash"])
+
+    def intact(self, artefact: str) -> epath.Path:
+        return self.manifest.intact(artefact, f"selfreward run --workdir={self.root} makes it again")
 
     def _read(self, ref: ModelRef) -> Model:
         if ref.name == "m0":
@@ -177,25 +185,32 @@ class Run(Work):
 
     def claim_training(self, marker: epath.Path, inputs: dict[str, Any]) -> None:
         """Makes sure that a folder's checkpoints are of these inputs; those of other inputs are removed."""
-        key = sha256_json(inputs)
-        if marker.exists() and marker.read_text() == key:
+        if is_claimed(marker, inputs):
             return
         hosts.wait(f"{marker} is read")
         if hosts.is_writer():
             for name in ("checkpoints", "tb", MERGED, ADAPTER, CHOICE):
                 if (marker.parent / name).exists():
                     (marker.parent / name).rmtree()
-            for name in ("metrics.jsonl", SPEED_FILE):
+            for name in (METRICS_FILE, SPEED_FILE):
                 (marker.parent / name).unlink(missing_ok=True)
-        write_atomic(marker, key)
+        self.manifest.forget(f"{marker.parent.name}/{METRICS_FILE}")
+        claim(marker, inputs)
         hosts.wait(f"{marker} is written")
+
+    def check_rest(self) -> None:
+        """Raises `UserError` for what was changed and no stage has made again, since none reads it."""
+        choices = (self.root / f"m{t}" / CHOICE for t in range(1, self.config.loop.iterations + 1))
+        for manifest in (self.manifest, *map(Manifest, choices)):
+            for name in [entry["artefact"] for entry in manifest.artefacts()]:
+                if (manifest.root / name).exists():
+                    manifest.intact(name, "delete it: only the report may miss it")
 
     def log_iteration(self, t: int, metrics: dict[str, Any]) -> None:
         """An iteration's line in the run's own `metrics.jsonl` and curves; written again, it stays one line."""
-        path = self.root / "metrics.jsonl"
-        rows = read_jsonl(path) if path.exists() else []
-        rows = [row for row in rows if row["step"] != t] + [{"step": t, **metrics}]
-        write_atomic(path, "".join(map(to_line, sorted(rows, key=lambda row: row["step"]))))
+        rows = [row for row in self._logged() if row["step"] != t] + [{"step": t, **metrics}]
+        write_atomic(self.root / ITERATIONS, "".join(map(to_line, sorted(rows, key=lambda row: row["step"]))))
+        self.record(ITERATIONS, {})
         if self.config.log.tensorboard and is_local(self.root) and hosts.is_writer():
             board = Board(self.root / "tb")
             board.write(t, metrics)
@@ -203,13 +218,30 @@ class Run(Work):
         if self.tracker:
             self.tracker.write("iterations", t, metrics)
 
+    def _logged(self) -> list[Row]:
+        """The lines of `metrics.jsonl`; none where it isn't what was written."""
+        path = self.root / ITERATIONS
+        return read_jsonl(path) if path.exists() and not self.manifest.changed(ITERATIONS) else []
+
+    def has_logged(self, t: int) -> bool:
+        """Whether an iteration has its line, so that what it tells need not be counted again."""
+        if not hosts.any_of(all(row["step"] != t for row in self._logged())):
+            return True
+        say(f"{self.manifest.changed(ITERATIONS) or f'{ITERATIONS}: has no line of M{t}'}; made again")
+        return False
+
 
 def _claim(root: epath.Path, config: ConfigDict, resume: str) -> None:
     """Writes the configuration of a new run, or compares it with that of an old one."""
-    path = root / "config.json"
-    new = to_dict(config)
-    if path.exists():
-        changed = differences(stored_config(root), new)
+    path, manifest = root / "config.json", Manifest(root)
+    text = json.dumps(to_dict(config), indent=2) + "\n"
+    entry = manifest.entry("config.json")
+    if not manifest.path.exists() and path.exists() and (root / "m0").exists():
+        raise UserError(f"{manifest.path}: not there any more, so nobody knows what made what; restore it from a copy.")
+    if entry and manifest.changed("config.json") and resume != "force":
+        _heal(path, manifest.changed("config.json"), text, entry["sha256"])
+    elif path.exists() and not manifest.changed("config.json"):
+        changed = differences(stored_config(root), to_dict(config))
         # Until training begins, there is nothing that another configuration could mix with.
         if changed and resume != "force" and (root / "m1").exists():
             shown = "; ".join(changed[:5]) + (f"; and {len(changed) - 5} more" if len(changed) > 5 else "")
@@ -219,7 +251,18 @@ def _claim(root: epath.Path, config: ConfigDict, resume: str) -> None:
             )
         if not changed:
             return
-    elif root.exists() and (not root.is_dir() or any(root.iterdir())):
+    elif entry is None and root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise UserError(f"--workdir={root}: not empty and not a run; choose a new folder.")
     hosts.wait("the folder is looked at")
-    write_atomic(path, json.dumps(new, indent=2) + "\n")
+    write_atomic(path, text)
+
+
+def _heal(path: epath.Path, changed: str, text: str, sha256: str) -> None:
+    """Lets a configuration that was changed or lost be written again, if what is asked for is the one that it was."""
+    was_stopped = path.exists() and path.read_bytes() == text.encode()  # between its writing and its record
+    if not was_stopped:
+        if hashlib.sha256(text.encode()).hexdigest() != sha256:
+            raise UserError(
+                f"{path.parent}: {changed}, and what is asked for is another; restore it, or {CONFIG_MEND}."
+            )
+        say(f"{changed}; written again")

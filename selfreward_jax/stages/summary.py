@@ -1,5 +1,6 @@
 """What a run came to: one row per model, as a table for people and as `summary.json`."""
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,10 +8,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from selfreward_jax.core.errors import ReadOnly
 from selfreward_jax.core.hosts import is_writer
 from selfreward_jax.core.metrics import SPEED_FILE
 from selfreward_jax.core.rows import Judgement, Response, load_rows
-from selfreward_jax.core.store import is_local, write_atomic
+from selfreward_jax.core.store import is_local, write_changed
 from selfreward_jax.llama.load import MODEL_FILE
 from selfreward_jax.methods.answer_metrics import answer_metrics
 from selfreward_jax.stages.choice import WIN_RATE
@@ -18,7 +20,7 @@ from selfreward_jax.stages.dpo import OWN
 from selfreward_jax.stages.judge import scores_needed
 from selfreward_jax.stages.run import Run
 
-NONE = "-"
+NONE, SUMMARY = "-", "summary.json"
 OF_ANSWERS = ("truncated", "not_judged", "too_few_scores")
 ROWS = ("prompts", "responses", "judgements", "pairs", "dropped")
 
@@ -61,13 +63,15 @@ def summarise(run: Run) -> list[dict[str, Any]]:
             continue
         folder = f"m{t + 1}" if t < T else f"m{t}/eval"
         if all(run.manifest.entry(f"{folder}/{name}.jsonl") for name in ("responses", "judgements")):
-            responses = load_rows(run.root / folder / "responses.jsonl", Response)
-            judgements = load_rows(run.root / folder / "judgements.jsonl", Judgement)
+            responses = load_rows(run.intact(f"{folder}/responses.jsonl"), Response)
+            judgements = load_rows(run.intact(f"{folder}/judgements.jsonl"), Judgement)
             row |= answer_metrics(responses, judgements, min_parsed=scores_needed(run.config.judge))
         for name in ("prompts", "pairs"):
             made = run.manifest.entry(f"m{t}/{name}.jsonl")
             row |= made.get("metrics", {}) if made else {}
-    write_atomic(run.root / "summary.json", json.dumps(rows, indent=2) + "\n")
+    with contextlib.suppress(ReadOnly):  # it is printed as well
+        write_changed(run.root / SUMMARY, json.dumps(rows, indent=2) + "\n")
+        run.record(SUMMARY, {})
     return rows
 
 

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from selfreward_jax.core.config import split_names
-from selfreward_jax.core.errors import about
+from selfreward_jax.core.errors import UserError, about
 from selfreward_jax.core.hosts import is_writer
+from selfreward_jax.core.metrics import METRICS_FILE
 from selfreward_jax.core.progress import say
 from selfreward_jax.core.readers import fingerprint
 from selfreward_jax.core.rows import Prompt, Row, content_id
@@ -119,9 +120,16 @@ def _file_hash(path: str) -> str:
 
 
 def is_trained(run: Run, t: int, title: str, inputs: dict[str, Any]) -> bool:
-    """Whether M_t was made from these inputs before; a stop may have left what is of no more use."""
+    """Whether M_t was made from these inputs before; a stop may have left what is of no more use.
+
+    Raises:
+      UserError: the training's metrics are no longer what they were, and only another training would give them.
+    """
     if not run.is_made(f"m{t}/{MODEL_FILE}", inputs):
         return False
+    if changed := run.manifest.changed(f"m{t}/{METRICS_FILE}"):
+        again = f"remove m{t}/{MODEL_FILE} and m{t}/checkpoints to train M{t} again"
+        raise UserError(f"{run.root}: {changed}; restore it from a copy, or {again}.")
     run.skip(title)
     tidy(run, t)
     return True
@@ -166,7 +174,7 @@ def train_model(
     if settings.keep_due:
         prompts = validation_prompts(run, title, held_out, asked)
         Choice(run, t, init, lora).check_judge()
-    run.claim_training(folder / "training.sha256", inputs)
+    run.claim_training(folder / "training.json", inputs)
     if held_out:
         say(f"{title}: {len(held_out)} of {len(rows) + len(held_out)} rows are held out")
     if lora:
@@ -194,12 +202,14 @@ def train_model(
         model = work.load(work.step(step))
         del work
     choice = chosen(run, title, step, log, record) if record else {}
-    where = {}
+    where, beside = {}, []
     if model.adapter:
-        write_adapter(folder, model.config, dataclasses.replace(model.adapter, base=init.name))
+        beside += write_adapter(folder, model.config, dataclasses.replace(model.adapter, base=init.name))
         where = save_merged(folder, step, model.params)
-    save_model_files(folder, model, {"checkpoint": step, "hash": model.hash, **where, **choice})
-    run.record(f"m{t}/{MODEL_FILE}", inputs, hash=model.hash, metrics=summarise(log), **choice, **facts)
+    beside += save_model_files(folder, model, {"checkpoint": step, "hash": model.hash, **where, **choice})
+    told = {"hash": model.hash, "metrics": summarise(log), **choice, **facts}
+    run.record(f"m{t}/{METRICS_FILE}", inputs)
+    run.record(f"m{t}/{MODEL_FILE}", inputs, files=sorted(beside), **told)
     tidy(run, t)
     run.keep(ModelRef(f"m{t}", model.hash), model)
     return run.ref(f"m{t}")

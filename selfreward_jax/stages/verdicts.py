@@ -164,14 +164,15 @@ def _requests(
     A question's id doesn't say whose the answers are, so that with the sides swapped the same is asked and drawn.
     """
     asked: list[tuple[Request, str, First]] = []
-    for pair in pairs:
-        if pair.a == pair.b:
-            continue
+    sides: tuple[First, First] = ("a", "b")
+    unlike = [pair for pair in pairs if pair.a != pair.b]
+    questions = [template.messages(pair.prompt.messages, *pair.shown(first)) for pair in unlike for first in sides]
+    ids = iter(chat.prompts_ids(questions))
+    for pair in unlike:
         both: list[tuple[Request, str, First]] = []
-        for first in ("a", "b"):
-            shown = pair.shown(first)
-            ids = tuple(chat.prompt_ids(template.messages(pair.prompt.messages, *shown)))
-            both.append((Request(content_id(pair.prompt.id, *shown), ids), pair.prompt.id, first))
+        for first in sides:
+            request = Request(content_id(pair.prompt.id, *pair.shown(first)), tuple(next(ids)))
+            both.append((request, pair.prompt.id, first))
         if all(len(request.prompt_ids) <= most_tokens for request, _, _ in both):
             asked += both
     return asked

@@ -7,6 +7,7 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
+from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.interrupt import Interrupt
 from selfreward_jax.core.mesh import make_mesh, make_rules
 from selfreward_jax.core.profile import Tracer, Window
@@ -83,10 +84,20 @@ class Work(Folder, abc.ABC):
         return Tracer(self.root / folder / "profile" / name.removesuffix(".jsonl"), self.profile)
 
     def load(self, ref: ModelRef) -> Model:
-        """The weights of a model; those of any other are let go first."""
+        """The weights of a model; those of any other are let go first.
+
+        Raises:
+          UserError: they are not those that `ref` means.
+        """
         if self._loaded is None or self._loaded[0] != ref.name:
             self._loaded = self._engine = None
-            self._loaded = (ref.name, self._read(ref))
+            model = self._read(ref)
+            if ref.hash and model.hash != ref.hash:
+                raise UserError(
+                    f"{ref.name}: its weights have changed: hash {ref.hash} expected, {model.hash} found; restore them"
+                    " from a copy."
+                )
+            self._loaded = (ref.name, model)
         return self._loaded[1]
 
     def engine(self, ref: ModelRef) -> Engine:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
@@ -27,7 +28,7 @@ from selfreward_jax.training.held_out import best_steps, evaluate, plan
 from selfreward_jax.training.objectives import Objective
 from selfreward_jax.training.optimizer import OptimizerSettings
 from selfreward_jax.training.packing import Layout, micro_batches
-from selfreward_jax.training.step import ForwardSettings, add, gradients, init_state, resume, update
+from selfreward_jax.training.step import ForwardSettings, TrainState, add, gradients, init_state, resume, update
 from selfreward_jax.training.throughput import closing_line, peak_flops, step_timing, train_flops
 
 BEFORE_ANY_STEP = 2**32 - 1  # in the place of a step's number, for the key of what is drawn before them
@@ -110,19 +111,32 @@ def train(
     checkpoints = Checkpoints(folder / "checkpoints", settings.checkpoint_keep) if folder else None
     start = 0
     if checkpoints:
-        start, state = checkpoints.newest_whole(
-            lambda step: resume(state, item, step, functools.partial(checkpoints.restore, step)), "opt_state"
-        ) or (0, state)
+        read = checkpoints.restore
+
+        def restored(step: int) -> TrainState:
+            if step < steps:
+                return resume(state, item, step, functools.partial(read, step))
+            trained = read(step, {item: abstract(state.trained)})[item]
+            return TrainState(jnp.int32(step), trained, ())  # nothing goes on from here
+
+        start, state = checkpoints.newest_whole(restored, "opt_state", steps) or (0, state)
         if start and not lora:
             jax.tree.map(lambda x: x.delete(), model.params)  # nobody needs where the training began any more
-    log = MetricsLog(folder, start_step=start, tensorboard=settings.tensorboard, tracker=tracker)
+    log = MetricsLog(
+        folder,
+        start_step=start,
+        tensorboard=settings.tensorboard,
+        tracker=tracker,
+        expected=checkpoints.facts(start).get("metrics", "") if checkpoints and start else "",
+    )
 
     @functools.partial(jax.profiler.annotate_function, name="checkpoint")
     def save(step: int) -> None:
         log.flush()
         if checkpoints and checkpoints.latest() != step:
             kept = due if settings.keep_due else best_steps(settings.choose, log.rows, settings.keep_best)
-            checkpoints.save(step, {item: state.trained, "opt_state": state.resumable}, kept, dropping="opt_state")
+            trees = {item: state.trained, "opt_state": state.resumable}
+            checkpoints.save(step, trees, kept, dropping="opt_state", facts={"metrics": log.id})
 
     unseen = plan(objective, held_out, settings.batch_size, layout)
 

@@ -180,7 +180,8 @@ def _grade(
 def _gradings(desk: Desk, judge: ModelRef, prompts: dict[str, str]) -> dict[str, str]:
     """The judge's text on each prompt that fits its context."""
     c, chat, context = desk.config.judge, desk.chat_of(judge), desk.context_of(judge)
-    made = [Request(id, tuple(chat.prompt_ids([{"role": "user", "content": text}]))) for id, text in prompts.items()]
+    asked = chat.prompts_ids([[{"role": "user", "content": text}] for text in prompts.values()])
+    made = [Request(id, tuple(ids)) for id, ids in zip(prompts, asked, strict=True)]
     requests = [r for r in made if len(r.prompt_ids) + c.max_new_tokens <= context]
     if len(requests) < len(made):
         say(f"{len(made) - len(requests)} answers are too long to be judged in {context} tokens; they get no mark")

@@ -33,7 +33,7 @@ def _config(options: argparse.Namespace, overrides: Overrides) -> ConfigDict:
     if options.config:
         return load_config(options.config, overrides)
     path = local_path(options.workdir) / "config.json"
-    if not path.exists():
+    if not path.exists() and not (path.parent / "manifest.jsonl").exists():
         raise UserError(f"--workdir={options.workdir}: no run there yet; give --config=FILE to begin one.")
     if overrides:
         raise UserError(f"{overrides[0]}: give --config=FILE too; the configuration of a run is not changed in place.")
@@ -62,8 +62,10 @@ def run(options: argparse.Namespace, overrides: Overrides, interrupt: Interrupt)
     work = _open(options, overrides, interrupt)
     before = list(work.manifest.artefacts())
     self_reward(work)
+    work.check_rest()
+    done = before == list(work.manifest.artefacts())
     rows = summary.summarise(work)
-    if before == list(work.manifest.artefacts()):
+    if done:
         say("all is done already")
     report_on(work.root)
     summary.show(work, rows)
@@ -88,7 +90,8 @@ def _iteration(options: argparse.Namespace, work: Run) -> int:
 
 
 def _rows(work: Run, t: int, name: str, kind: type) -> list:
-    path = work.root / f"m{t}" / f"{name}.jsonl"
+    artefact = f"m{t}/{name}.jsonl"
+    path = work.intact(artefact) if work.manifest.entry(artefact) else work.root / artefact
     if not path.exists():
         raise UserError(f"{path}: not there yet; run the stage that makes it first.")
     return load_rows(path, kind) if path.read_text().strip() else []  # no pair at all is a result too

@@ -1,5 +1,8 @@
 """A checkpoint is whole or not there, is written beside the training, and says what it is if it can't be used."""
 
+import gc
+import json
+import random
 import shutil
 import threading
 from pathlib import Path
@@ -12,7 +15,8 @@ import pytest
 from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 
-from selfreward_jax.core.checkpoints import Checkpoints, Damaged
+from selfreward_jax.core.bits import tree_hash
+from selfreward_jax.core.checkpoints import FACTS, Checkpoints, Damaged, facts_of, restore
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.mesh import make_mesh
 
@@ -197,6 +201,76 @@ def test_of_a_damaged_one_the_one_before_is_used_and_alone_it_is_one_line(folder
         newest(folder)
     assert "\n" not in str(error.value)
     assert names(folder) == {"1"}
+
+
+def bit_flipped(data: bytes) -> bytes:
+    place = random.Random(len(data)).randrange(len(data))
+    return data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :]
+
+
+DAMAGES = {
+    "emptied": lambda data: b"",
+    "cut": lambda data: data[: len(data) // 2],
+    "short by a byte": lambda data: data[:-1],
+    "a bit flipped": bit_flipped,
+    "gone": None,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_whatever_happens_to_any_of_its_files_no_other_arrays_come_out(folder, damage, capfd):
+    trees = {"params": tree(1), "opt_state": (jnp.int32(3), {"mu": tree(2)})}
+    with Checkpoints(folder) as checkpoints:
+        checkpoints.save(2, trees)
+    refused = set()
+    for path in sorted(p for p in Path(folder).rglob("*") if p.is_file()):
+        whole = path.read_bytes()
+        path.unlink() if damage is None else path.write_bytes(damage(whole))
+        try:
+            assert_same(restore(folder, 2, trees), trees)  # of some files, nothing depends
+        except Damaged as error:
+            assert "\n" not in str(error)
+            refused.add(path.name)
+        path.write_bytes(whole)
+    assert refused >= {"_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt"}
+    assert_same(restore(folder, 2, trees), trees)
+    gc.collect()
+    assert capfd.readouterr().err == ""
+
+
+def test_arrays_of_a_sound_checkpoint_of_other_arrays_are_refused(folder):
+    saved(folder, 1, 2)
+    shutil.rmtree(folder / "2" / "params")
+    shutil.copytree(folder / "1" / "params", folder / "2" / "params")
+    with pytest.raises(Damaged, match="params is not what was saved: hash [0-9a-f]{16} expected, [0-9a-f]{16} found"):
+        restore(folder, 2, {"params": tree(0)})
+
+
+def test_reading_writes_nothing(folder):
+    def seen():
+        return {path: path.stat().st_mtime_ns for path in [Path(folder), *Path(folder).rglob("*")]}
+
+    saved(folder, 1)
+    before = seen()
+    assert_same(restore(folder, 1, {"params": tree(0)})["params"], tree(1))
+    assert seen() == before
+
+
+def test_in_another_dtype_they_are_known_by_what_is_stored(folder):
+    saved(folder, 1)
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), tree(1))
+    known = {"params": tree_hash(tree(1))}
+    assert_same(restore(folder, 1, {"params": half}, known)["params"], half)
+    with pytest.raises(Damaged, match="params is not what was saved"):
+        restore(folder, 1, {"params": half}, {"params": tree_hash(half)})
+
+
+def test_one_of_an_older_version_says_nothing_of_itself_and_is_read(folder):
+    saved(folder, 1)
+    path = folder / "1" / FACTS
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"custom_metadata": {}}))
+    assert facts_of(folder, 1) == {}
+    assert_same(restore(folder, 1, {"params": tree(0)})["params"], tree(1))
 
 
 @pytest.mark.parametrize(

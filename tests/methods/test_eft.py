@@ -38,8 +38,11 @@ def test_no_gap_lets_ties_pass_but_no_wrong_order():
     assert agreeing_scores([0, 1], [[3], [4]], 0) is None
 
 
+SCORES = st.integers(0, 5) | st.sampled_from([2.25, 3.3, 4.75])
+
+
 @given(
-    st.lists(st.tuples(st.integers(0, 3), st.lists(st.integers(0, 5), min_size=1, max_size=3)), min_size=1, max_size=4),
+    st.lists(st.tuples(st.integers(0, 3), st.lists(SCORES, min_size=1, max_size=3)), min_size=1, max_size=4),
     st.sampled_from([0, 0.5, 1, 2]),
 )
 def test_the_choice_is_the_cheapest_of_all_that_agree(answers, gap):
@@ -48,7 +51,7 @@ def test_the_choice_is_the_cheapest_of_all_that_agree(answers, gap):
 
     def agrees(picked) -> bool:
         pairs = itertools.permutations(zip(ranks, picked, strict=True), 2)
-        return all(better - worse >= gap for (r, better), (s, worse) in pairs if r < s)
+        return all(better - worse >= gap - 1e-6 for (r, better), (s, worse) in pairs if r < s)
 
     costs = [
         sum(abs(p - m) for p, m in zip(picked, means, strict=True))
@@ -81,6 +84,35 @@ def test_chance_is_the_share_of_dealings_that_agree(ranks, scores, expected):
 def test_many_answers_are_dealt_out_a_few_times_and_always_the_same():
     ranks, scores = list(range(5)), [[5], [4], [3], [2], [1]]
     assert chance_agreement(ranks, scores, 0.5, 1) == chance_agreement(ranks, scores, 0.5, 1) < 0.2
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 4), st.lists(SCORES, min_size=1, max_size=3)), min_size=1, max_size=4),
+    st.sampled_from([0, 0.5, 1, 2]),
+)
+def test_chance_counts_the_dealings_in_which_some_choice_of_one_score_each_agrees(answers, gap):
+    ranks, scores = [rank for rank, _ in answers], [own for _, own in answers]
+
+    def agrees(dealt) -> bool:
+        return any(
+            all(
+                x - y >= gap - 1e-6
+                for (r, x), (s, y) in itertools.permutations(zip(ranks, picked, strict=True), 2)
+                if r < s
+            )
+            for picked in itertools.product(*dealt)
+        )
+
+    dealings = [agrees(dealt) for dealt in itertools.permutations(scores)]
+    assert chance_agreement(ranks, scores, gap, 0) == sum(dealings) / len(dealings)
+
+
+def test_hundreds_of_answers_and_of_judgements_are_a_matter_of_moments():
+    """Every way tried, these would take hours; gone down rank by rank, too deep for Python."""
+    ranks = list(range(600))
+    scores = [[float(600 - rank), 0.0] for rank in ranks]
+    assert agreeing_scores(ranks, scores, 0.5) == (0,) * 600
+    assert chance_agreement([0, 1, 2, 3], [[n / 1000 for n in range(i, 2000 + i)] for i in range(4)], 0.5, 0) == 1
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -160,3 +160,8 @@ def test_a_pair_tells_the_judgements_behind_it_in_their_order():
 
 def test_the_configuration_knows_each_rule():
     assert CHOICES["pairs.rule"] == tuple(PAIR_RULES)
+
+
+def test_ten_thousand_answers_to_one_prompt_are_no_hundred_million_pairs():
+    scored, _ = ranked({str(n): [n % 50 / 10] for n in range(10_000)})
+    assert [s.response.id for s in best_worst(scored, 0.0)] == ["49", "0"]  # type: ignore[union-attr]

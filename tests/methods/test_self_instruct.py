@@ -1,14 +1,17 @@
 """New prompts: shown by a numbered list, cut at the next item, and compared with every prompt known before."""
 
+import collections
 import random
 import re
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenize import tokenize
 
+from selfreward_jax.core.seeds import load_ift
 from selfreward_jax.methods.self_instruct import (
     FilterSettings,
     PromptFilter,
@@ -92,6 +95,53 @@ def test_the_similarity_is_rouge_l_over_the_whole_pool_wherever_it_is_above_the_
         assert found == pytest.approx(exact)
     else:
         assert found <= threshold + 1e-9
+
+
+def naive(texts: list[str], threshold: float) -> list[str | None]:
+    """Every prompt with every one kept before it; a bound that needs no index spares the hopeless."""
+    scorer, kept, reasons = RougeScorer(["rougeL"]), [], []
+    for text in texts:
+        words = collections.Counter(tokenize(text, None))
+        near = [
+            other
+            for other, theirs in kept
+            if 2 * (words & theirs).total() > threshold * (words.total() + theirs.total())
+        ]
+        similar = any(scorer.score(other, text)["rougeL"].fmeasure > threshold for other in near)
+        reasons.append("similar" if similar else None)
+        kept += [] if similar else [(text, words)]
+    return reasons
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.7])
+def test_decisions_about_real_prompts_are_those_of_comparing_with_every_one_kept(threshold):
+    rng = random.Random(0)
+    words = [d.messages[-1]["content"].split() for d in load_ift("builtin")]
+    texts = []
+    for a, b in (rng.sample(words, 2) for _ in range(700)):
+        mixed = [*a[: len(a) // 2], *b[len(b) // 2 :]] if rng.random() < 0.7 else rng.sample(a, len(a))
+        texts.append(" ".join(mixed))
+    texts = list(dict.fromkeys(text for text in texts if re.match("[a-zA-Z]", text)))
+    accept = PromptFilter(FilterSettings(threshold, 0, 10_000, ()), [])
+    found = [accept.reject_reason(text) for text in texts]
+    expected = naive(texts, threshold)
+    pairs = [(f, e) for f, e in zip(found, expected, strict=True) if f not in ("duplicate", "asks_for_a_program")]
+    assert len(pairs) > 400 and 20 < sum(e == "similar" for _, e in pairs) < len(pairs) - 100
+    assert all(f == e for f, e in pairs)
+
+
+def test_few_prompts_are_compared_with_each_other_however_many_are_known():
+    """Words as common as in English (Zipf): of ten thousand prompts each is looked at beside a few."""
+    words = np.exp(np.random.default_rng(0).uniform(0, np.log(50_000), (4000, 15))).astype(int)
+    accept = PromptFilter(FilterSettings(0.7, 1, 99, ()), [])
+    compared = []
+    for part in np.split(words, [1000, 2000]):
+        before = accept.overlaps.compared
+        for row in part:
+            accept.reject_reason(" ".join(f"w{n}" for n in row))
+        compared.append((accept.overlaps.compared - before) / len(part))
+    print(compared)
+    assert compared[-1] < 20, compared
 
 
 @given(st.text() | texts)

@@ -93,7 +93,7 @@ def test_a_run_in_the_making_shows_what_is_there(run, left):
     for name in STAGES[left:]:
         (run / "m2" / f"{name}.jsonl").unlink()
     manifest = [r for r in tiny.read_jsonl(run / "manifest.jsonl") if not r["artefact"].startswith(("m2/model", "m3"))]
-    tiny.write_jsonl(run / "manifest.jsonl", manifest)
+    tiny.write_manifest(run, manifest)
     facts = collect(epath.Path(run), samples=50)
     assert not facts.finished
     assert [m.name for m in facts.models] == ["M0", "M1"]

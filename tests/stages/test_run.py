@@ -22,15 +22,13 @@ pytestmark = pytest.mark.slow
 ITERATIONS = (2, 3)
 IN_ITERATION = ("prompts", "responses", "judgements", "pairs", "dropped", "positives", "reference_logps", "metrics")
 IN_MODEL = ("model.json", "config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-IN_TRAINING = ("metrics.jsonl", "throughput.jsonl", "training.sha256")
+IN_TRAINING = ("metrics.jsonl", "throughput.jsonl", "training.json")
 
 # Files that say how training went or can be made from others; the manifest lists all the rest.
 NOT_IN_THE_MANIFEST = {
     "manifest.jsonl",
-    "summary.json",
     "report.html",
-    "metrics.jsonl",
-    *(f"m{t}/{name}" for t in (1, 2, 3) for name in (*IN_MODEL[1:], *IN_TRAINING)),
+    *(f"m{t}/{name}" for t in (1, 2, 3) for name in (*IN_MODEL[1:], *IN_TRAINING[1:])),
 }
 
 
@@ -296,7 +294,7 @@ def variant(data, finished, tmp_path) -> Callable[..., Path]:
         for name in ("m0", "m1"):
             shutil.copytree(finished / name, run / name)
         entries = [row for row in tiny.read_jsonl(finished / "manifest.jsonl") if row["artefact"][:2] in ("m0", "m1")]
-        tiny.write_jsonl(run / "manifest.jsonl", entries)
+        tiny.write_manifest(run, entries)
         shutil.copy(finished / "config.json", run / "config.json")
         changes = {name.replace("__", "."): value for name, value in changes.items()}
         assert cli.main([*tiny.arguments("run", run, data, changes), "--resume=force"]) == status

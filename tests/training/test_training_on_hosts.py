@@ -154,7 +154,7 @@ def test_one_process_asked_to_stop_stops_both_at_one_step_and_one_killed_ends_th
 
 
 def assert_same_model(run: Path, expected: Path) -> None:
-    for name in ("metrics.jsonl", "model.json", "training.sha256", "config.json"):
+    for name in ("metrics.jsonl", "model.json", "training.json", "config.json"):
         assert (run / "m1" / name).read_bytes() == (expected / "m1" / name).read_bytes()
     one, other = (load_model(str(folder / "m1")).params for folder in (run, expected))
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), one, other)

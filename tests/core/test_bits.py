@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selfreward_jax.llama.checksum import params_hash
+from selfreward_jax.core.bits import sums, tree_hash
 from tests.engine.small_llama import GQA, random_params, small_model
 
 PARAMS = random_params(GQA)
-HASH = params_hash(PARAMS)
+HASH = tree_hash(PARAMS)
 
 
 def replaced(name: str, value) -> dict:
@@ -29,7 +29,7 @@ def test_it_does_not_depend_on_the_sharding(mesh):
 
 def test_it_is_the_same_in_every_process():
     """A golden value: run folders written earlier name their models by it."""
-    assert params_hash({"a": jnp.arange(6, dtype=jnp.float32).reshape(2, 3)}) == "bc46c60ca3eb6464"
+    assert tree_hash({"a": jnp.arange(6, dtype=jnp.float32).reshape(2, 3)}) == "bc46c60ca3eb6464"
 
 
 @given(st.sampled_from(["embed", "head", "norm", "q", "down", "attn_norm"]), st.data())
@@ -38,7 +38,7 @@ def test_one_changed_value_changes_it(name, data):
     x = np.array(weight(name))
     place = data.draw(st.integers(0, x.size - 1))
     x.flat[place] = np.nextafter(x.flat[place], np.float32(np.inf))
-    assert params_hash(replaced(name, jnp.asarray(x))) != HASH
+    assert tree_hash(replaced(name, jnp.asarray(x))) != HASH
 
 
 @given(st.sampled_from(["embed", "head", "q", "down"]), st.data())
@@ -47,14 +47,27 @@ def test_two_swapped_rows_change_it(name, data):
     x = np.array(weight(name))
     a, b = data.draw(st.lists(st.integers(0, len(x) - 1), min_size=2, max_size=2, unique=True))
     x[[a, b]] = x[[b, a]]
-    assert params_hash(replaced(name, jnp.asarray(x))) != HASH
+    assert tree_hash(replaced(name, jnp.asarray(x))) != HASH
 
 
 @pytest.mark.parametrize("change", [lambda x: x.astype(jnp.bfloat16), lambda x: x.T, lambda x: x[None]])
 def test_dtype_and_shape_count(change):
-    assert params_hash({"a": change(jnp.zeros((2, 3)))}) != params_hash({"a": jnp.zeros((2, 3))})
+    assert tree_hash({"a": change(jnp.zeros((2, 3)))}) != tree_hash({"a": jnp.zeros((2, 3))})
 
 
 def test_names_count():
     layers = PARAMS["layers"]
-    assert params_hash(PARAMS | {"layers": layers | {"k": layers["v"], "v": layers["k"]}}) != HASH
+    assert tree_hash(PARAMS | {"layers": layers | {"k": layers["v"], "v": layers["k"]}}) != HASH
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "uint8", "int32"])
+@pytest.mark.parametrize("shape", [(), (7,), (3, 5), (2, 300, 9)])
+def test_the_sums_are_those_of_the_definition_element_by_element(dtype, shape):
+    x = np.random.default_rng(0).normal(size=shape) * 100
+    x = np.asarray(jnp.asarray(x).astype(dtype))
+    plain, mixed = 0, 0
+    for place, value in enumerate(x.reshape(-1)):
+        bits = int.from_bytes(value.tobytes(), "little")
+        spread = (bits ^ (place * 2654435761 % 2**32)) * 2246822519 % 2**32
+        plain, mixed = plain + bits, mixed + (spread ^ (spread >> 15))
+    assert np.asarray(sums(jnp.asarray(x))).tolist() == [plain % 2**32, mixed % 2**32]
