@@ -24,7 +24,7 @@ from tokenizers import Regex, decoders, models, pre_tokenizers
 from selfreward_jax.core.errors import UserError, first_line, in_one_line
 from selfreward_jax.llama.config import NUMBERS, LlamaConfig, RopeConfig, check_config, number, shown
 from selfreward_jax.llama.gguf_reader import BoundedReader
-from selfreward_jax.llama.hf import Index, Tensor, assemble_params, local_copy
+from selfreward_jax.llama.hf import Index, Tensor, assemble_params, check_file, local_copy
 from selfreward_jax.llama.model import rope_frequencies
 from selfreward_jax.llama.params import Params
 from selfreward_jax.llama.tokenizer import sentencepiece_bpe, whole_tokens
@@ -82,9 +82,8 @@ class _File:
         value = self.need(key) if default is None else self.get(key, default)
         different = set(value) if isinstance(value, list) else {value}
         if len(different) != 1:
-            raise UserError(
-                f"{self.path}: {key} differs between layers ({shown(sorted(different, key=str))}), which is not supported."
-            )
+            found = shown(sorted(different, key=str))
+            raise UserError(f"{self.path}: {key} differs between layers ({found}), which is not supported.")
         return number(self.path, key, different.pop(), limits)
 
     def token(self, key: str) -> int | None:
@@ -155,6 +154,7 @@ def parts(path: epath.Path) -> list[epath.Path]:
 
 
 def _reader(path: epath.Path, opened: contextlib.ExitStack) -> GGUFReader:
+    check_file(path)
     try:
         with np.errstate(all="raise"):
             reader = BoundedReader(local_copy(path, opened))

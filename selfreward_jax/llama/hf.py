@@ -135,9 +135,7 @@ def assemble_params(
 
 def check_tensors(config: LlamaConfig, tensors: Mapping[str, Tensor], where: str, specs) -> None:
     """Refuses tensors that are missing, quantised, of another shape than the config says, or of no use to the model."""
-    expected = {
-        name: spec.hf_shape for spec in jax.tree.leaves(specs, is_leaf=is_spec) for name in _hf_names(config, spec)
-    }
+    expected = tensor_shapes(config, specs)
     if missing := [name for name in expected if name not in tensors]:
         raise UserError(f"{where}: {some(missing)} missing; the files are incomplete or don't belong to this config.")
     for name, shape in expected.items():
@@ -159,6 +157,12 @@ def check_tensors(config: LlamaConfig, tensors: Mapping[str, Tensor], where: str
 def _ignored(config: LlamaConfig, name: str) -> bool:
     """Old Llama 2 files hold their rotary frequencies; a tied model's file may hold its embedding a second time."""
     return name.endswith("rotary_emb.inv_freq") or (config.tie_word_embeddings and name == "lm_head.weight")
+
+
+def tensor_shapes(config: LlamaConfig, specs) -> dict[str, tuple[int, ...]]:
+    """Of all tensors of a tree of `ParamSpec`s, by their names in a file."""
+    leaves = jax.tree.leaves(specs, is_leaf=is_spec)
+    return {name: spec.hf_shape for spec in leaves for name in _hf_names(config, spec)}
 
 
 def _hf_names(config: LlamaConfig, spec: ParamSpec) -> list[str]:
@@ -275,7 +279,8 @@ def local_copy(path: epath.Path, opened: contextlib.ExitStack) -> str:
 
 def check_file(path: epath.Path) -> None:
     """Raises `UserError` for a folder, a pipe or a device in the place of a file: reading one may never end."""
-    if path.exists() and not path.is_file():
+    # `epath` calls everything a file that is no folder.
+    if not is_remote(path) and os.path.exists(path) and not os.path.isfile(path):
         raise UserError(f"{path}: not a file that can be read; a model's files are needed.")
 
 

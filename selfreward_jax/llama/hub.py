@@ -9,6 +9,7 @@ that it was when first asked for.
 import dataclasses
 import fnmatch
 import functools
+import os
 import pathlib
 import re
 from typing import Literal
@@ -22,7 +23,10 @@ Need = Literal["config", "tokenizer", "weights"]
 
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 MAIN = (hf.CONFIG, ADAPTER[0])  # one of them makes a repository a model
-FORM = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[^@\s]+?))?(?:/(?P<file>[^@]+\.gguf))?")
+# A revision is a name that git allows; it is looked up in the cache's folders, out of which `..` would lead.
+FORM = re.compile(
+    r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>(?!/)(?:(?!\.\.)[^@\s:\\~^?*\[\x00])+?))?(?:/(?P<file>[^@]+\.gguf))?"
+)
 PART = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
 
 
@@ -41,7 +45,7 @@ class Name:
 def parse(path: str) -> Name | None:
     """What a path names on the hub; None where it is a local or remote path by its form, or where something lies."""
     match = FORM.fullmatch(path)
-    if match is None or match["repo"].endswith(".gguf") or epath.Path(path).exists():
+    if match is None or match["repo"].endswith(".gguf") or os.path.exists(path):
         return None
     return Name(match["repo"], match["revision"] or "", match["file"] or "")
 

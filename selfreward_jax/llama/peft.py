@@ -142,8 +142,10 @@ def settings_from_peft(
         raise UserError(f"{where}: the field {missing} is missing.") from None
     except (AttributeError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{where}: a field has an unusable value ({first_line(error)}).") from None
-    except (re.error, RecursionError) as error:
-        raise UserError(f"{where}: a field holds no pattern ({first_line(error)}).") from None
+    except RecursionError:
+        raise UserError(f"{where}: a pattern has too many groups in each other.") from None
+    except re.error as error:
+        raise UserError(f"{where}: {shown(error.pattern)} is no pattern ({error}).") from None
     # A rank above a model's widths adds nothing, and each matrix would take the memory of a larger one.
     most = max(config.hidden_size, config.intermediate_size, config.num_heads * config.head_dim)
     for r, a in {(rank, alpha), *sizes}:
