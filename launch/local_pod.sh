@@ -9,11 +9,11 @@
 set -um # a process group for each, so that a signal reaches each of them once
 
 usage() {
-  echo "local_pod: $1; usage: bash launch/local_pod.sh N [--devices M] COMMAND..." >&2
+  echo "local_pod: ${1//[[:cntrl:]]/ }; usage: bash launch/local_pod.sh N [--devices M] COMMAND..." >&2
   exit 2
 }
 
-is_count() { case "$1" in '' | *[!0-9]* | 0*) return 1 ;; esac }
+is_count() { case "$1" in '' | *[!0-9]* | 0* | ??????*) return 1 ;; esac }
 
 [ $# -gt 0 ] || usage "how many processes?"
 processes="$1" devices=1

@@ -23,18 +23,33 @@ HELD_OUT="${HELD_OUT:-}"
 IFT="${IFT:-}"
 IFEVAL="${IFEVAL:-}"
 RUNS="${RUNS:-runs/smollm2_paper}"
+refuse() {
+  printf 'smollm2_paper: %s\n' "${1//[[:cntrl:]]/ }" >&2
+  exit 2
+}
+
+case "$RUNS" in -*) RUNS="./$RUNS" ;; esac # no option
 case "${ROWS:-paper}" in
   paper) EXTRA="${EXTRA-gpu}" ;;
   tiny) EXTRA="${EXTRA-}" ;;
-  *) echo "smollm2_paper: ROWS=$ROWS: paper or tiny" >&2; exit 2 ;;
+  *) refuse "ROWS=$ROWS: paper or tiny" ;;
 esac
+case "$EXTRA" in *[!a-z,]*) refuse "EXTRA=$EXTRA: gpu, tpu or nothing" ;; esac
 
 for name in RANKED HELD_OUT; do
-  [ -n "${!name}" ] || { echo "smollm2_paper: $name is not set; give $name=FILE, see the head of $0" >&2; exit 2; }
+  [ -n "${!name}" ] || refuse "$name is not set; give $name=FILE, see the head of $0"
 done
 for file in "$RANKED" "$HELD_OUT" ${IFT:+"$IFT"} ${IFEVAL:+"$IFEVAL"}; do
-  [ -e "$file" ] || { echo "smollm2_paper: $file: no such file; see the head of $0" >&2; exit 2; }
+  [ -e "$file" ] || refuse "$file: no such file; see the head of $0"
 done
+
+last=3 # the default of loop.iterations
+for word in "$@"; do
+  case "$word" in --config.loop.iterations=*) last="${word#*=}" ;; esac
+done
+# Bash would run a command that hides in a "number".
+case "$last" in '' | *[!0-9]* | ????*) refuse "--config.loop.iterations=$last: no number of iterations" ;; esac
+last=$((10#$last))
 
 if [ -z "${SELFREWARD_INSTALLED:-}" ]; then # where the package is installed already, it is taken as it is
   extras="$EXTRA${IFEVAL:+${EXTRA:+,}evals}"
@@ -62,15 +77,11 @@ if [ "${ROWS:-paper}" = tiny ]; then
   )
 fi
 config+=("$@")
-last=3 # the default of loop.iterations
-for word in "$@"; do
-  case "$word" in --config.loop.iterations=*) last="${word#*=}" ;; esac
-done
 
 made="$RUNS/seeds"
-from=(--data "$RANKED" --exclude "$HELD_OUT" --output "$made" "${sets[@]}")
+from=(--data="$RANKED" --exclude="$HELD_OUT" --output="$made" "${sets[@]}")
 if [ -n "$IFT" ]; then
-  from+=(--ift "$IFT")
+  from+=(--ift="$IFT")
   ift="$IFT"
 else
   ift="$made/ift.jsonl"

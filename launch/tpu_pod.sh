@@ -36,7 +36,7 @@ LOGS="${LOGS:-$here/runs/tpu}"
 dry=0 seen="" # whether gcloud has ever answered: before, that it can't is no matter of patience
 job=""         # what runs on the workers: "running ID COMMAND", or "ended ID STATUS COMMAND"
 
-say() { printf 'tpu_pod: %s\n' "$*" >&2; }
+say() { printf 'tpu_pod: %s\n' "${*//[[:cntrl:]]/ }" >&2; }
 fail() {
   say "$1"
   exit "${2:-2}"
@@ -99,9 +99,30 @@ look() {
   answer="$(describe tpu-vm "$FIELDS")" || return 1
   state="" kind="" workers=0 seen=1
   [ -z "$answer" ] || read -r state kind workers <<<"$answer"
+  case "$workers" in '' | *[!0-9]*) workers=0 ;; esac
+}
+
+# What would be an option of gcloud, a place in another folder, or a command that hides in a "number" or in the name of
+# a variable, which bash would run.
+check_variables() {
+  local name
+  case "$NAME" in
+    '' | [!a-z]* | *[!a-z0-9-]* | *-) fail "NAME=$NAME: must begin with a small letter and have such, digits and - only" ;;
+  esac
+  for name in SPOT QUEUED RERUNS; do
+    case "${!name}" in '' | *[!0-9]* | ??????*) fail "$name=${!name}: no whole number" ;; esac
+  done
+  case "$POLL" in '' | *[!0-9.]* | *.*.*) fail "POLL=$POLL: no number of seconds" ;; esac
+  case "$LOGS" in *[[:cntrl:]]*) fail "LOGS=$LOGS: no folder" ;; -*) LOGS="./$LOGS" ;; esac
+  case "${SOURCE:-}" in -* | *@-*) fail "SOURCE=$SOURCE: no address of a git repository" ;; esac
+  read -r -d '' -a env_names <<<"${ENV:-}"
+  for name in ${env_names[@]+"${env_names[@]}"}; do
+    case "$name" in [!A-Za-z_]* | *[!A-Za-z0-9_]*) fail "ENV: $name: no name of a variable" ;; esac
+  done
 }
 
 prepare() {
+  check_variables
   case "$ACCELERATOR" in
     v2-[0-9]* | v3-[0-9]* | v4-[0-9]*) VERSION="${VERSION:-tpu-ubuntu2204-base}" ;;
     v5litepod-[0-9]*) VERSION="${VERSION:-v2-alpha-tpuv5-lite}" ;;
@@ -128,10 +149,10 @@ prepare() {
 # The slice
 
 create() {
-  local flags=()
+  local flags=() words
   [ "$SPOT" = 0 ] || flags+=(--spot)
-  # shellcheck disable=SC2206 # flags, split at blanks
-  flags+=(${CREATE:-})
+  read -r -d '' -a words <<<"${CREATE:-}" # flags, split at blanks
+  flags+=(${words[@]+"${words[@]}"})
   say "asking for $NAME: $ACCELERATOR in $ZONE"
   if [ "$QUEUED" = 1 ]; then
     tpus queued-resources create "$NAME" --node-id="$NAME" --accelerator-type="$ACCELERATOR" \
@@ -259,7 +280,7 @@ pack() {
 send_environment() {
   local file name
   file="$(umask 077 && mktemp)"
-  for name in ${ENV:-}; do
+  for name in ${env_names[@]+"${env_names[@]}"}; do
     if [ -z "${!name:-}" ]; then
       rm -f "$file"
       fail "ENV: $name is not set here"
@@ -319,7 +340,7 @@ start() {
 # not every worker could be followed to the end.
 follow() { # ID
   local folder="$LOGS/$NAME/$1" lines="" number line
-  mkdir -p "$folder"
+  mkdir -p "$folder" || fail "LOGS=$LOGS: can't be written"
   rm -f "$folder"/worker-*.status
   for ((number = 0; number < workers; number++)); do
     touch "$folder/worker-$number.log"

@@ -84,6 +84,7 @@ supervise() {
 
 follow() {
   local job="$JOBS/$1" lines line
+  case "${2:-}" in *[!0-9,]*) say "no numbers of lines: $2"; return 2 ;; esac # bash would run a command that hides there
   IFS=, read -r -a lines <<<"${2:-}"
   while IFS= read -r line || [ -n "$line" ]; do
     printf '[%s] %s\n' "$me" "$line"

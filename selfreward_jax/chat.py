@@ -1,13 +1,14 @@
 """A conversation with a model in a terminal."""
 
 from selfreward_jax.core.errors import UserError
+from selfreward_jax.core.terminal import tell as told
 from selfreward_jax.engine.generate import Engine, EngineSettings, Request
 from selfreward_jax.engine.sampling import SamplingSettings
 from selfreward_jax.llama.load import Model
 
 
 def converse(
-    model: Model, *, temperature: float, top_p: float, max_new_tokens: int, seed: int, ask=input, tell=print
+    model: Model, *, temperature: float, top_p: float, max_new_tokens: int, seed: int, ask=input, tell=told
 ) -> None:
     """Reads a line, prints the answer, until `/exit` or the end of the input; `/new` forgets what was said."""
     if max_new_tokens >= model.context:

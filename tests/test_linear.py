@@ -23,12 +23,14 @@ from tests.evals.test_ifeval import CASES
 
 LONG, SECONDS = 50_000, 1.5
 PIECES = [
-    " ", "\n", "\t", "\r", "5", "5 ", "a", "a ", "A. ", ".", '"', "'", "' ", "`", "*", "* ", "**", "*\n", " *a", "_", "-", "\n-",
-    "[", "[[", "[ ", "]", "[[A]]", "[[5", "[5", "{", "{{", "{{ ", "{{prompt", "(", "<", "</", "< ", "<<", "<<a", "<answer", ">>",
-    "\\", "\\a", "\\boxed{", "\\boxed{5}", "score", "score ", "Score: 5\n", "Score: ", "Score(", "the score: ", "Score: 5. ",
-    "Score: 0-5 ", ". The ", "1+", "1. ", "5/", "Verdict: A\n", "Verdict: ", "verdict ", "it says: ", "is ", "not ", '"a": ',
-    "“", "＜", "：", "٥", "\u200b", "\u2028", "Task ", " Task 1", "\n\n", "Human:", "\n\nHuman:", "\n<extra_id_1>User\n", "P. ",
-    "p.", "Section ", "Section 1", "models--", "a--", "a/", "-1", "1e", "www.", "\r\n", "***", "******", "```", "```json",
+    " ", "\n", "\t", "\r", "5", "5 ", "a", "a ", "A. ", ".", '"', "'", "' ", "`", "*", "* ", "**", "*\n", " *a",
+    "_", "-", "\n-", "[", "[[", "[ ", "]", "[[A]]", "[[5", "[5", "{", "{{", "{{ ", "{{prompt", "(", "<", "</",
+    "< ", "<<", "<<a", "<answer", ">>", "\\", "\\a", "\\boxed{", "\\boxed{5}", "score", "score ", "Score: 5\n",
+    "Score: ", "Score(", "the score: ", "Score: 5. ", "Score: 0-5 ", ". The ", "1+", "1. ", "5/",
+    "Verdict: A\n", "Verdict: ", "verdict ", "it says: ", "is ", "not ", '"a": ', "“", "＜", "：", "٥",
+    "\u200b", "\u2028", "Task ", " Task 1", "\n\n", "Human:", "\n\nHuman:", "\n<extra_id_1>User\n", "P. ", "p.",
+    "Section ", "Section 1", "models--", "a--", "a/", "-1", "1e", "www.", "\r\n", "***", "******", "```",
+    "```json",
 ]  # fmt: skip
 
 # NLTK's splitting is linear, with a large constant: 2 s for 100,000 characters.

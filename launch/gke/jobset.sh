@@ -17,8 +17,15 @@
 set -euo pipefail
 
 fail() {
-  echo "jobset: $1" >&2
+  printf 'jobset: %s\n' "${1//[[:cntrl:]]/ }" >&2
   exit 2
+}
+
+# What stands in YAML as it is, or in arithmetic, is checked before: bash would run commands that hide in a "number".
+is_count() { case "$1" in '' | *[!0-9]* | ??????*) return 1 ;; esac }
+is_name() { # of Kubernetes
+  case "$1" in '' | *[!a-z0-9.-]* | [.-]* | *[.-]) return 1 ;; esac
+  [ "${#1}" -le 253 ]
 }
 
 ACCELERATOR="${ACCELERATOR:-v5litepod-16}" NAME="${NAME:-selfreward}"
@@ -26,7 +33,13 @@ ACCELERATOR="${ACCELERATOR:-v5litepod-16}" NAME="${NAME:-selfreward}"
 [ $# -gt 0 ] || fail "no command; such as: selfreward run --config=... --workdir=gs://..."
 
 kind="${ACCELERATOR%-*}" size="${ACCELERATOR##*-}"
-case "$size" in '' | *[!0-9]*) fail "ACCELERATOR=$ACCELERATOR: no size; such as v5litepod-16" ;; esac
+case "$IMAGE" in *[!A-Za-z0-9._/:@-]* | [!A-Za-z0-9]*) fail "IMAGE=$IMAGE: no name of an image" ;; esac
+is_count "$size" || fail "ACCELERATOR=$ACCELERATOR: no size; such as v5litepod-16"
+size=$((10#$size))
+is_name "$NAME" || fail "NAME=$NAME: no name for Kubernetes: small letters, digits and -"
+is_name "${SERVICE_ACCOUNT:-default}" || fail "SERVICE_ACCOUNT=$SERVICE_ACCOUNT: no name for Kubernetes: small letters, digits, - and ."
+is_name "${SECRET:-none}" || fail "SECRET=$SECRET: no name for Kubernetes: small letters, digits, - and ."
+is_count "${RESTARTS:-10}" || fail "RESTARTS=$RESTARTS: no number"
 # v4 and v5p are counted in cores, two of a chip.
 case "$kind" in
   v4) label=tpu-v4-podslice chips=$((size / 2)) ;;
@@ -48,6 +61,7 @@ if [ -z "${TOPOLOGY:-}" ]; then
     *) fail "TOPOLOGY: not set; that of the node pool for $chips chips, such as 2x2x4" ;;
   esac
 fi
+[[ "$TOPOLOGY" =~ ^[1-9][0-9]{0,2}(x[1-9][0-9]{0,2}){1,2}$ ]] || fail "TOPOLOGY=$TOPOLOGY: none; such as 4x4 or 2x2x4"
 [ $((${TOPOLOGY//x/*})) -eq "$chips" ] || fail "TOPOLOGY=$TOPOLOGY: that is $((${TOPOLOGY//x/*})) chips, $ACCELERATOR has $chips"
 # A slice of one machine has all its chips there, a larger one four on each.
 hosts=$(((chips + 3) / 4)) each=4
@@ -55,11 +69,18 @@ if [ "$chips" -lt 4 ] || { [ "$chips" -eq 8 ] && [ "$TOPOLOGY" = 2x4 ]; }; then 
 
 text() { # as a string of YAML, whatever stands in it
   local quoted="${1//\\/\\\\}"
+  # shellcheck disable=SC2016 # Kubernetes puts variables in for $(NAME), and takes $$ for one $.
+  case "$quoted" in *'$('* | *'$$'*) quoted="${quoted//\$/\$\$}" ;; esac
   quoted="${quoted//\"/\\\"}"
   quoted="${quoted//$'\n'/\\n}"
+  quoted="${quoted//$'\r'/\\r}"
   printf '"%s"' "${quoted//$'\t'/\\t}"
 }
 
+for word in "$@" "${CACHE:-}"; do
+  word="${word//[$'\t\n\r']/}"
+  [ "$word" = "${word//[[:cntrl:]]/}" ] || fail "$word: has a control character, which YAML can't hold"
+done
 words=""
 for word in "$@"; do words="$words$(text "$word"), "; done
 
@@ -101,7 +122,7 @@ spec:
 $spot
               containers:
                 - name: selfreward
-                  image: $IMAGE
+                  image: "$IMAGE"
                   command: [${words%, }]
                   env:
                     - name: SELFREWARD_HOSTS

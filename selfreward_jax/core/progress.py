@@ -5,9 +5,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from selfreward_jax.core.console import Terminal
 from selfreward_jax.core.hosts import is_writer
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -17,7 +17,7 @@ def say(text: str) -> None:
     """A line for the person who watches the run; of several processes, one speaks."""
     if not is_writer():
         return
-    Console(file=sys.stderr, highlight=False, markup=False, soft_wrap=True).print(text)
+    Terminal(file=sys.stderr, highlight=False, markup=False, soft_wrap=True).print(text)
 
 
 class Meter:
@@ -63,7 +63,7 @@ def _clock(seconds: float | None) -> str:
 @contextmanager
 def meter(title: str, total: int, *, done: int = 0, unit: str = "rows") -> Iterator[Meter]:
     """Shows the progress of `total` items, `done` of which an earlier session finished."""
-    console = Console(file=sys.stderr)
+    console = Terminal(file=sys.stderr)
     if console.is_terminal and is_writer():
         columns = (
             TextColumn("{task.description:<28}"),

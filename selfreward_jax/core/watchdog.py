@@ -15,6 +15,7 @@ import time
 from typing import Any, NoReturn
 
 from selfreward_jax.core.errors import first_line
+from selfreward_jax.core.terminal import tell
 
 SECONDS_BETWEEN_BEATS = 1.0
 PATIENCE, SUSPICION = 30, 8  # beats missed until a process counts as lost; the latter once a collective has failed
@@ -143,7 +144,7 @@ def explain(error: BaseException) -> None:
 
 
 def _end(why: str) -> NoReturn:
-    print(f"selfreward: {why}; start all processes again to go on from the last checkpoint.", file=sys.stderr)
+    tell(f"selfreward: {why}; start all processes again to go on from the last checkpoint.", sys.stderr)
     if _watch:
         with contextlib.suppress(Exception):  # there may be nobody left to tell
             _watch.tell(_GAVE_UP + why)

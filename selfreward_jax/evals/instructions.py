@@ -5,8 +5,8 @@ word, a bullet or a paragraph follows the behaviour of the authors' programme, s
 sentences are told apart by NLTK's Punkt with a list of abbreviations instead of its trained model, which isn't a part
 of the package and would have to be downloaded.
 
-That programme, as `lm_eval.tasks.ifeval`, doesn't take the place of this one: it downloads that model when imported, and
-where an argument is missing, 0 or empty it draws another at random. A test compares the verdicts of all 25 kinds.
+That programme, as `lm_eval.tasks.ifeval`, doesn't take the place of this one: it downloads that model when imported,
+and where an argument is missing, 0 or empty it draws another at random. A test compares the verdicts of all 25 kinds.
 """
 
 import functools

@@ -3,9 +3,9 @@
 import math
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.table import Table
 
+from selfreward_jax.core.console import Terminal
 from selfreward_jax.plan.compiled import Result, mfu, rate
 from selfreward_jax.plan.iteration import Part, total
 from selfreward_jax.plan.machines import Machine
@@ -121,8 +121,8 @@ def show_tried(what: str, tried: Sequence[Tried], machine: Machine) -> None:
     _console().print(table)
 
 
-def _console() -> Console:
-    console = Console(highlight=False)
+def _console() -> Terminal:
+    console = Terminal(highlight=False)
     if not console.is_terminal:
         console.width = 150
     return console

@@ -18,6 +18,7 @@ from selfreward_jax.report import figures, tables
 from selfreward_jax.report.checks import check_run
 from selfreward_jax.report.collect import RunFacts
 from selfreward_jax.report.plots import SERIES
+from selfreward_jax.report.text import visible
 from selfreward_jax.report.topics import SEEDS, PromptMap, map_prompts
 from selfreward_jax.stages.summary import judged_by, learns_from_given
 
@@ -40,7 +41,7 @@ def render(run: RunFacts) -> str:
     own = [f"M{n}" for n in range(len(run.models))]
     topics = map_prompts(run.seeds | {f"M{i.t}": i.prompts for i in run.iterations})
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(packaged("report.html.j2")).render(
+    page = environment.from_string(packaged("report.html.j2")).render(
         run=run,
         base=run.settings.get("model.path", ""),
         given=learns_from_given(run.settings),
@@ -61,6 +62,7 @@ def render(run: RunFacts) -> str:
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
+    return visible(page)
 
 
 def _figures(run: RunFacts, topics: PromptMap | None) -> dict[str, Any]:

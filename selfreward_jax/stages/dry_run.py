@@ -11,9 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
-from rich.console import Console
 from rich.table import Table
 
+from selfreward_jax.core.console import Terminal
 from selfreward_jax.core.mesh import AXES, Rules, activation_spec, make_rules
 from selfreward_jax.llama.config import LlamaConfig
 from selfreward_jax.llama.load import read_config
@@ -149,7 +149,7 @@ def show(config: Any, stage: str) -> None:
         first = x.group if x.group not in totals else ""
         totals[x.group] = totals.get(x.group, 0) + x.bytes_per_device
         table.add_row(first, x.name, " x ".join(map(str, x.shape)) or "1", x.dtype, split, _size(x.bytes_per_device))
-    console = Console(width=140)
+    console = Terminal(width=140)
     console.print(table)
     for group, total in totals.items():
         console.print(f"{group:28}{_size(total):>12}")

@@ -5,9 +5,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from selfreward_jax.core.console import Terminal
 from selfreward_jax.core.errors import ReadOnly
 from selfreward_jax.core.hosts import is_writer
 from selfreward_jax.core.metrics import SPEED_FILE
@@ -140,7 +140,7 @@ def show(run: Run, rows: Sequence[dict[str, Any]]) -> None:
     """The table and where everything lies, on standard output; of several processes, one prints it."""
     if not is_writer():
         return
-    console = Console(highlight=False, soft_wrap=True)
+    console = Terminal(highlight=False, soft_wrap=True)
     if not console.is_terminal:
         console.width = 160
     console.print(table(rows))

@@ -13,13 +13,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from selfreward_jax.configs import base
 from selfreward_jax.core import hosts
 from selfreward_jax.core.config import load_config
+from selfreward_jax.core.console import Terminal
 from selfreward_jax.core.errors import UserError, did_you_mean
 from selfreward_jax.core.interrupt import Interrupt
 from selfreward_jax.core.lock import alone
@@ -27,6 +27,7 @@ from selfreward_jax.core.paths import local_path
 from selfreward_jax.core.progress import say
 from selfreward_jax.core.readers import fingerprint, read_rows, stem
 from selfreward_jax.core.rows import Prompt, Row, content_id, group_by, read_jsonl, to_line
+from selfreward_jax.core.terminal import tell
 from selfreward_jax.engine.generate import Completion, Request
 from selfreward_jax.evals import alpaca as alpaca_eval
 from selfreward_jax.evals import ifeval as ifeval_eval
@@ -91,7 +92,7 @@ def _show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
         table.add_column(column, justify="right" if n else "left")
     for row in rows:
         table.add_row(*map(Text, row))
-    Console().print(table)
+    Terminal().print(table)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -326,5 +327,5 @@ def harness(options: argparse.Namespace, overrides: Overrides, interrupt: Interr
         tracker.save_results_samples(task_name=task, samples=samples[task])
     facts = {"kind": "harness", "model": model_name(options.model), "hash": ref.hash, "results": results["results"]}
     _result(desk, facts, {"stage": "harness", **asked, "tasks": names, "limit": options.limit})
-    print(make_table(results))
+    tell(make_table(results))
     say(f"results and samples in lm-eval's files lie in {desk.root}")

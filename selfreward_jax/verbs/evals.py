@@ -6,11 +6,11 @@ from typing import Any
 
 from etils import epath
 from ml_collections import ConfigDict
-from rich.console import Console
 
 from selfreward_jax.configs import base
 from selfreward_jax.core import hosts
 from selfreward_jax.core.config import load_config, override
+from selfreward_jax.core.console import Terminal
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.interrupt import Interrupt
 from selfreward_jax.core.lock import alone
@@ -43,7 +43,7 @@ def judge(options: argparse.Namespace, overrides: Overrides, interrupt: Interrup
     asked = Asked(options.data, fingerprint(options.data), options.split, options.max_prompts)
     results = evaluate_judges(desk, judges, asked, data, reference)
     if hosts.is_writer():
-        console = Console(highlight=False, soft_wrap=True)
+        console = Terminal(highlight=False, soft_wrap=True)
         if not console.is_terminal:
             console.width = 160
         console.print(judge_table(results))

@@ -4,9 +4,9 @@ import argparse
 from collections.abc import Sequence
 
 from etils import epath
-from rich.console import Console
 
 from selfreward_jax.core.config import leaves, load_config
+from selfreward_jax.core.console import Terminal
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.interrupt import Interrupt
 from selfreward_jax.core.lock import alone
@@ -35,7 +35,7 @@ def sandbox(options: argparse.Namespace, overrides: Sequence[str], interrupt: In
 
 def show(found: Study, root: epath.Path, reward: str) -> None:
     """The table, what can be said from it, and where everything lies."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = Terminal(highlight=False, soft_wrap=True)
     if not console.is_terminal:
         console.width = 160
     console.print(table(found, reward))

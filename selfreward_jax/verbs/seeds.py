@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from etils import epath
-from rich.console import Console
 from rich.table import Table
 
 from selfreward_jax.configs import base
 from selfreward_jax.core.config import load_config
+from selfreward_jax.core.console import Terminal
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.hosts import is_writer
 from selfreward_jax.core.interrupt import Interrupt
@@ -207,7 +207,7 @@ def _show(
     ift_rows: int,
     made: dict[str, EftSet],
 ) -> None:
-    console = Console(highlight=False, soft_wrap=True)
+    console = Terminal(highlight=False, soft_wrap=True)
     if not console.is_terminal:
         console.width = 120
     table = Table(title="Seeds", title_justify="left")

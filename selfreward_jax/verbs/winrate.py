@@ -6,11 +6,11 @@ from typing import Any
 
 from etils import epath
 from ml_collections import ConfigDict
-from rich.console import Console
 
 from selfreward_jax.configs import base
 from selfreward_jax.core import hosts
 from selfreward_jax.core.config import load_config, override
+from selfreward_jax.core.console import Terminal
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.interrupt import Interrupt
 from selfreward_jax.core.lock import alone
@@ -199,7 +199,7 @@ def _show(results: Sequence[Row], desk: Desk) -> None:
     """The tables, and where everything lies; of several processes, one prints them."""
     if not hosts.is_writer():
         return
-    console = Console(highlight=False, soft_wrap=True, markup=False)
+    console = Terminal(highlight=False, soft_wrap=True, markup=False)
     if not console.is_terminal:
         console.width = 160
     for shown in (winrate_table(results), category_table(results)):

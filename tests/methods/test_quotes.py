@@ -19,20 +19,20 @@ ASKED = [{"role": "user", "content": "What is bread?"}]
 CLOSINGS = [
     "Score: 5", "score: 5", "SCORE : 5", "Score: 5/5", "Score: 5 out of 5", "Score = 5", "Score: five",
     "Ｓｃｏｒｅ：５", "Score：5", "Score: ٥", "**Score:** 5", "**Final score:** 5", "__Total Score: 5__",
-    "### Overall score: 5", "Final score: 5", "Therefore, my final score: 5", "Score (out of 5): 5", "Score (0-5): 5", "Score/5: 5",
-    "Score: <5>", "Score: [[5]]", "Score:\n5", "Score:\n\n**5/5**", "<b>Score:</b> 5", "<score>5</score>",
-    '{"score": 5}', '{"reason": "Good.", "score": "5/5"}', "{'score': 5}", r"\boxed{5}", r"$\boxed{5/5}$",
-    r"Score: \boxed{5}", r"\boxed{\text{Score: 5}}", r"\textbf{Score:} $5$", "Score: 1+1+1+1+1=5", "Score: 3 + 2 = 5",
-    "Score: 5\nScore: 5", "Good. Score: 5", "> Score: `5`", "| Score: 5", "ſcore: 5", "Score: 5</answer>\nScore: 5",
+    "### Overall score: 5", "Final score: 5", "Therefore, my final score: 5", "Score (out of 5): 5",
+    "Score (0-5): 5", "Score/5: 5", "Score: <5>", "Score: [[5]]", "Score:\n5", "Score:\n\n**5/5**",
+    "<b>Score:</b> 5", "<score>5</score>", '{"score": 5}', '{"reason": "Good.", "score": "5/5"}',
+    "{'score': 5}", r"\boxed{5}", r"$\boxed{5/5}$", r"Score: \boxed{5}", r"\boxed{\text{Score: 5}}",
+    r"\textbf{Score:} $5$", "Score: 1+1+1+1+1=5", "Score: 3 + 2 = 5", "Score: 5\nScore: 5", "Good. Score: 5",
+    "> Score: `5`", "| Score: 5", "ſcore: 5", "Score: 5</answer>\nScore: 5",
 ]  # fmt: skip
 # How a judge takes up what an answer says. Marked: as a quotation, whatever its words.
 MARKED = [
-    'It says "{}".', 'The answer, "{}", is silly.', "I reject “{}”.", "Its “{}” doesn't count.", "It ends with «{}».",
-    "I reject the answer's '{}'.", "'{}' is what it says.", '"{}"', '"{}" is what it says of itself.',
-    '"I am great.\n{}"', '"Great!\n{}" is how it ends.', "It ends with:\n{}",
-    "It says:\n\n{}\n\nThat counts for nothing.",
-    "The answer claims:\n```\n{}\n```", "> Great!\n> {}", "It says: I am great. {}", "It states `{}` at the end.",
-    'The answer ends in:\n"{}"\n', "It reads:\n- {}\n",
+    'It says "{}".', 'The answer, "{}", is silly.', "I reject “{}”.", "Its “{}” doesn't count.",
+    "It ends with «{}».", "I reject the answer's '{}'.", "'{}' is what it says.", '"{}"',
+    '"{}" is what it says of itself.', '"I am great.\n{}"', '"Great!\n{}" is how it ends.', "It ends with:\n{}",
+    "It says:\n\n{}\n\nThat counts for nothing.", "The answer claims:\n```\n{}\n```", "> Great!\n> {}",
+    "It says: I am great. {}", "It states `{}` at the end.", 'The answer ends in:\n"{}"\n', "It reads:\n- {}\n",
 ]  # fmt: skip
 BARE = [
     "{}",

@@ -106,3 +106,15 @@ def test_chat_with_a_workdir_takes_its_newest_model(capsys, finished, monkeypatc
     monkeypatch.setitem(converse.__kwdefaults__, "ask", ask)
     assert cli.main(["chat", f"--workdir={finished}"]) == 0
     assert str(finished / "m3") in capsys.readouterr().out
+
+
+def test_chat_prints_text_that_no_terminal_obeys(capsys, data, monkeypatch, tmp_path):
+    (tmp_path / "m\x1b]0;title\x07\x9b31m").symlink_to(data / "model")
+
+    def ask(prompt: str) -> str:
+        raise EOFError
+
+    monkeypatch.setitem(converse.__kwdefaults__, "ask", ask)
+    assert cli.main(["chat", f"--model={tmp_path}/m\x1b]0;title\x07\x9b31m"]) == 0
+    said = capsys.readouterr().out
+    assert "\u241b]0;title\u2407[U+009B]31m" in said and not {"\x1b", "\x07", "\x9b"} & set(said)
