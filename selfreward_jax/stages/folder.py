@@ -140,7 +140,7 @@ class Folder:
         self.record(artefact, inputs, **facts)
         journal.discard()
 
-    def write(self, artefact: str, inputs: dict[str, Any], text: str, **facts: Any) -> None:
+    def write(self, artefact: str, inputs: dict[str, Any], text: str | bytes, **facts: Any) -> None:
         """Writes an artefact that is made in one go."""
         write_atomic(self.root / artefact, text)
         self.record(artefact, inputs, **facts)
