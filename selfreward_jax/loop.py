@@ -29,7 +29,7 @@ def own_pairs(run: Run, t: int, model: ModelRef) -> list[Pair]:
     """What M_t learns from: answers of the model before it, judged by itself."""
     prompts = create_prompts(run, t, model)
     responses = respond(run, f"m{t}", model, prompts)
-    judgements = judge(run, f"m{t}", run.grader(model), prompts, responses)
+    judgements = judge(run, f"m{t}", run.grader(model), prompts, responses, texts=False)
     return build_pairs(run, t, model, prompts, responses, judgements)
 
 
@@ -40,4 +40,4 @@ def score_last(run: Run, model: ModelRef) -> None:
         return
     prompts = load_rows(run.intact(f"m{t}/prompts.jsonl"), Prompt)
     responses = respond(run, f"m{t}/eval", model, prompts)
-    judge(run, f"m{t}/eval", run.grader(model), prompts, responses, must_score=False)
+    judge(run, f"m{t}/eval", run.grader(model), prompts, responses, must_score=False, texts=False)

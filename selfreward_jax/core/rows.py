@@ -4,8 +4,10 @@ Ids are content hashes, so that the same inputs give the same ids in every run. 
 TRL has one. A wrong row is reported with its file, line and reason.
 """
 
+import array
 import dataclasses
 import hashlib
+import io
 import json
 import math
 import random
@@ -26,7 +28,7 @@ def content_id(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode()).hexdigest()[:16]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Prompt:
     """A request. `messages` is a conversation that ends with the user's turn; `source` says where it came from."""
 
@@ -35,7 +37,7 @@ class Prompt:
     source: str
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Response:
     """A sampled answer: its ids as sampled, their text, how it ended, and its summed log-probability in nats."""
 
@@ -48,7 +50,7 @@ class Response:
     logp: float
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Judgement:
     """One judgement of a response; `score` is None where no score could be read from it.
 
@@ -64,7 +66,7 @@ class Judgement:
     score_probs: tuple[float, ...] | None = None
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Pair:
     """Two answers to one prompt, better first, in TRL's conversational preference columns.
 
@@ -89,9 +91,26 @@ class Pair:
     weight: float = 1.0
 
 
+def _columns(row: Any) -> Row:
+    if not dataclasses.is_dataclass(row):
+        raise TypeError(f"{type(row).__name__} is no row")
+    return {field.name: getattr(row, field.name) for field in dataclasses.fields(row)}
+
+
+_ENCODER = json.JSONEncoder(ensure_ascii=False, default=_columns)
+
+
 def to_line(row: Any) -> str:
     """One JSON line of a dataclass or dict."""
-    return json.dumps(dataclasses.asdict(row) if dataclasses.is_dataclass(row) else row, ensure_ascii=False) + "\n"  # type: ignore[arg-type]
+    return _ENCODER.encode(row) + "\n"
+
+
+def to_lines(rows: Iterable[Any]) -> bytes:
+    """JSON lines as they stand in a file, built without a second copy of them all."""
+    made = io.BytesIO()
+    for row in rows:
+        made.write(to_line(row).encode())
+    return made.getvalue()
 
 
 def _freeze(value: Any) -> Any:
@@ -123,18 +142,31 @@ def read_jsonl(path: epath.PathLike, parse: Callable[[Row], T] = lambda row: row
 
 
 def _parse_lines(path: epath.Path, parse: Callable[[Row], T]) -> Iterator[T]:
-    try:
-        text = path.read_bytes().decode("utf-8-sig")  # some editors begin a file with a byte order mark
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8.") from None
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            yield parse_row(line, lambda line: parse(_from_json(line)), f"{path}:{number}")
+    at, name = 0, str(path)
+    read = lambda text: parse(_from_json(text))  # noqa: E731
+    for number, line in enumerate(lines_of(path), 1):
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")  # some editors begin with a byte order mark
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}: not UTF-8 at byte {at + error.start}; save it as UTF-8.") from None
+        if text.strip():
+            yield parse_row(text, read, f"{name}:{number}")
+        at += len(line) + 1
+
+
+def lines_of(path: epath.Path) -> Iterator[bytes]:
+    """Lines without their ends, with one piece of the file in memory at a time; what follows the last end too."""
+    rest = b""
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            *lines, rest = (rest + piece).split(b"\n")
+            yield from lines
+    yield rest
 
 
 def _from_json(line: str) -> Any:
     row = json.loads(line)
-    if "\\ud" in line.lower():
+    if "\\ud" in line or "\\uD" in line:
         check_characters(row)
     if not isinstance(row, dict):
         raise ValueError(f"expected a JSON object, found {type(row).__name__}")
@@ -195,9 +227,43 @@ def parse_row(row: Any, parse: Callable[[Any], T], where: str) -> T:
         raise UserError(f"{where}: {error}") from None
 
 
-def load_rows(path: epath.PathLike, kind: type[T]) -> list[T]:
-    """Rows of one of the types above."""
-    return read_jsonl(path, lambda row: from_dict(kind, row), f"{kind.__name__.lower()} rows")
+def load_rows(path: epath.PathLike, kind: type[T], *, texts: bool = True) -> list[T]:
+    """Rows of one of the types above.
+
+    Args:
+      texts: False for rows with empty texts, and with zeros for token ids, as many as there are: of a large run they
+        would fill the memory, where nobody looks at them.
+
+    Raises:
+      UserError: see `read_jsonl`.
+    """
+    share = _sharing([field.name for field in dataclasses.fields(kind)], texts)  # type: ignore[arg-type]
+    return read_jsonl(path, lambda row: from_dict(kind, share(row)), f"{kind.__name__.lower()} rows")
+
+
+def _sharing(fields: Sequence[str], texts: bool) -> Callable[[Row], Row]:
+    """Gives rows the same objects for the same ids: a million rows' own take many times the memory."""
+    lists = [name for name in fields if name.endswith("token_ids")]
+    words = [name for name in fields if name in ("prompt_id", "response_id", "stop_reason")]
+    numbers = list(range(1 << 18)) if texts else [0] * (1 << 18)
+    known: dict[Any, Any] = {}
+
+    def share(row: Row) -> Row:
+        for name in lists:
+            try:
+                array.array("I", row[name])
+                ids = tuple(map(numbers.__getitem__, row[name]))
+                row[name] = ids if texts else known.setdefault(ids, ids)
+            except (KeyError, TypeError, OverflowError, IndexError):
+                pass  # is left for whoever checks it
+        for name in words:
+            if type(word := row.get(name)) is str:
+                row[name] = known.setdefault(word, word)
+        if not texts and type(row.get("text")) is str:
+            row["text"] = ""
+        return row
+
+    return share
 
 
 def draw(rows: Sequence[T], most: int, seed: int) -> list[T]:

@@ -166,7 +166,8 @@ def head_to_head(
 
 def _scores(desk: Desk, side: Side, asked: Asked, referee: Referee) -> list[float | None]:
     """Mean score of each answer of a side, each judged by itself as in the loop."""
-    judgements = judge_answers(desk, side.folder, referee.ref, [q.prompt for q in asked.questions], side.answers)
+    prompts = [q.prompt for q in asked.questions]
+    judgements = judge_answers(desk, side.folder, referee.ref, prompts, side.answers, texts=False)
     by_answer = group_by(judgements, lambda j: j.response_id)
     needed = scores_needed(desk.config.judge)
     return [mean_score((j.score for j in by_answer.get(r.id, [])), needed) for r in side.answers]

@@ -6,9 +6,11 @@ A run in the making has fewer of them: what has been finished is read, what has 
 import collections
 import contextlib
 import dataclasses
+import functools
 import json
 import random
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import PurePath
 from typing import Any, TypeVar
 
@@ -25,6 +27,8 @@ from selfreward_jax.core.rows import (
     from_dict,
     group_by,
     last_request,
+    lines_of,
+    load_rows,
     parse_row,
     read_jsonl,
 )
@@ -41,6 +45,7 @@ from selfreward_jax.stages.judge import scores_needed
 from selfreward_jax.stages.run import stored_config
 
 T = TypeVar("T")
+_Drop = tuple[str, str | None, str]  # of a prompt, or of an answer to it; and why
 RESAMPLES = 1000
 
 
@@ -162,14 +167,20 @@ def collect(root: epath.Path, *, samples: int, seed: int = 0) -> RunFacts:
     models, iterations, shown = [_base(root, manifest)], [], []
     for t, folder in folders.items():
         prompts = _prompts(root, T if t == T else t + 1)
-        made = None if t == T else _iteration(root, t + 1, prompts)
-        answers, judged = _answers(root, folder, prompts, made, min_parsed)
-        if made and judged:
-            made = dataclasses.replace(made, ranked=sum(_ranked(x, min_parsed) > 1 for x in judged))
+        drops = [] if t == T else _rows(root / folder / "dropped.jsonl", _drop)
+        made = None if t == T else _iteration(root, t + 1, prompts, drops)
+        answers, ranked, chosen = _answers(
+            root / folder,
+            prompts,
+            made,
+            drops if made else [],
+            min_parsed,
+            functools.partial(choose, n=share.get(folder, 0), rng=rng),
+        )
         if made:
-            iterations.append(made)
+            iterations.append(dataclasses.replace(made, ranked=ranked))
         where = f"M{t} → M{t + 1}" if t < T else f"M{T}, not trained on"
-        shown += [as_json(x, why, where, min_parsed) for x, why in choose(judged, share.get(folder, 0), rng)]
+        shown += [as_json(x, why, where, min_parsed) for x, why in chosen]
         training = _training(root, manifest, t)
         entry = manifest.entry(f"m{t}/{MODEL_FILE}")
         if training or answers:
@@ -256,7 +267,7 @@ def _curve(path: epath.Path) -> list[Row]:
     return [parse_row(line, parse, f"{path}:{n}") for n, line in enumerate(lines, 1) if line]
 
 
-def _iteration(root: epath.Path, t: int, prompts: Sequence[Prompt]) -> Iteration | None:
+def _iteration(root: epath.Path, t: int, prompts: Sequence[Prompt], drops: Sequence[_Drop]) -> Iteration | None:
     if not prompts:
         return None
     folder = root / f"m{t}"
@@ -264,15 +275,14 @@ def _iteration(root: epath.Path, t: int, prompts: Sequence[Prompt]) -> Iteration
     if (folder / "rejected_prompts.jsonl").exists():
         rejected = _counts(_rows(folder / "rejected_prompts.jsonl", lambda row: row["reason"]))
     made = (folder / "pairs.jsonl").exists()
-    drops = _rows(folder / "dropped.jsonl", lambda row: (row["response_id"], row["reason"]))
     return Iteration(
         t=t,
         prompts=tuple(last_request(p.messages) for p in prompts),
         rejected=rejected,
         ranked=None,
         pairs=tuple(_rows(folder / "pairs.jsonl", _pair)) if made else None,
-        dropped_prompts=_counts([reason for id, reason in drops if id is None]),
-        dropped_answers=_counts([reason for id, reason in drops if id is not None]),
+        dropped_prompts=_counts([reason for _, id, reason in drops if id is None]),
+        dropped_answers=_counts([reason for _, id, reason in drops if id is not None]),
     )
 
 
@@ -292,29 +302,39 @@ def _pair(row: Row) -> PairFacts:
     )
 
 
-def _response(row: Row) -> Response:
-    """An answer whose ids are forgotten but for their number: of a large run they would fill the memory."""
-    return from_dict(Response, row | {"token_ids": (0,) * len(row["token_ids"])})
+def _drop(row: Row) -> _Drop:
+    return row["prompt_id"], row["response_id"], sys.intern(row["reason"])
+
+
+def _light(path: epath.Path, kind: type[T]) -> list[T]:
+    return load_rows(path, kind, texts=False) if path.exists() and path.stat().length else []
 
 
 def _answers(
-    root: epath.Path, folder: str, prompts: Sequence[Prompt], made: Iteration | None, min_parsed: int
-) -> tuple[Answers | None, list[Judged]]:
-    """A model's answers in numbers, and prompt by prompt; None until they are judged."""
-    responses = _rows(root / folder / "responses.jsonl", _response)
-    if not responses or not (root / folder / "judgements.jsonl").exists():
-        return None, []
-    judgements = _rows(root / folder / "judgements.jsonl", lambda row: from_dict(Judgement, row))
+    folder: epath.Path,
+    prompts: Sequence[Prompt],
+    made: Iteration | None,
+    dropped: Sequence[_Drop],
+    min_parsed: int,
+    choose: Callable[[Sequence[Judged]], list[tuple[Judged, str]]],
+) -> tuple[Answers | None, int | None, list[tuple[Judged, str]]]:
+    """A model's answers in numbers, and how many prompts have two that can be ranked; None until they are judged.
+
+    Args:
+      choose: which prompts are shown, and why; from all of them, without texts, since these would fill the memory.
+
+    Returns:
+      With them, what is shown.
+    """
+    responses = _light(folder / "responses.jsonl", Response)
+    if not responses or not (folder / "judgements.jsonl").exists():
+        return None, None, []
+    judgements = _light(folder / "judgements.jsonl", Judgement)
     by_response = group_by(judgements, lambda j: j.response_id)
     by_prompt = group_by(responses, lambda r: r.prompt_id)
     pairs = {pair.prompt_id: pair for pair in (made.pairs or () if made else ())}
-    reasons: dict[str, str] = {}
-    drops: dict[str, str] = {}
-    for row in _rows(root / folder / "dropped.jsonl", lambda row: row) if made else ():
-        if row["response_id"] is None:
-            reasons[row["prompt_id"]] = row["reason"]
-        else:
-            drops[row["response_id"]] = row["reason"]
+    reasons = {prompt: reason for prompt, response, reason in dropped if response is None}
+    drops = {response: reason for _, response, reason in dropped if response is not None}
     judged = [
         Judged(
             p,
@@ -336,7 +356,33 @@ def _answers(
         tokens=np.array([len(r.token_ids) for r in responses]),
         scores=scores,
     )
-    return answers, judged
+    ranked = sum(_ranked(x, min_parsed) > 1 for x in judged) if judged else None
+    chosen = choose(judged)
+    whole = _with_texts(folder, responses, judgements, [x for x, _ in chosen])
+    return answers, ranked, [(x, why) for x, (_, why) in zip(whole, chosen, strict=True)]
+
+
+def _with_texts(
+    folder: epath.Path, responses: Sequence[Response], judgements: Sequence[Judgement], chosen: Sequence[Judged]
+) -> list[Judged]:
+    """The chosen prompts with texts; `responses` and `judgements` are all that the files hold, in their order."""
+    wanted = {r.id for x in chosen for r in x.answers}
+    lines = {n for n, r in enumerate(responses) if r.id in wanted}
+    whole = {r.id: r for r in _some(folder / "responses.jsonl", lines, Response)}
+    lines = {n for n, j in enumerate(judgements) if j.response_id in wanted}
+    said = group_by(_some(folder / "judgements.jsonl", lines, Judgement), lambda j: j.response_id)
+    return [
+        dataclasses.replace(
+            x, answers=[whole[r.id] for r in x.answers], judgements={r.id: said.get(r.id, []) for r in x.answers}
+        )
+        for x in chosen
+    ]
+
+
+def _some(path: epath.Path, wanted: Container[int], kind: type[T]) -> Iterator[T]:
+    """Rows of a file that was read before, by their numbers."""
+    lines = (line for line in lines_of(path) if line.strip())
+    return (from_dict(kind, json.loads(line)) for n, line in enumerate(lines) if n in wanted)
 
 
 def _mean_over_prompts(groups: Sequence[Sequence[float]]) -> Interval:

@@ -4,6 +4,7 @@ Half are drawn by the seed, so that they are what one would typically see; the o
 """
 
 import dataclasses
+import functools
 import random
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,7 @@ from selfreward_jax.methods.judging import mean_score
 from selfreward_jax.report.text import visible
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class PairFacts:
     """What the report needs to know of a pair; scores in points, lengths in tokens."""
 
@@ -31,7 +32,7 @@ class PairFacts:
         return self.score_chosen - self.score_rejected
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Judged:
     """A prompt with its answers, their judgements, and what became of it.
 
@@ -52,7 +53,13 @@ class Judged:
     def disagreement(self) -> float:
         """The largest standard deviation of the scores of one answer, in points."""
         scores = ([j.score for j in own if j.score is not None] for own in self.judgements.values())
-        return max((statistics.pstdev(own) for own in scores if len(own) > 1), default=0.0)
+        return max((_spread(tuple(own)) for own in scores if len(own) > 1), default=0.0)
+
+
+@functools.lru_cache(1 << 16)
+def _spread(scores: tuple[float, ...]) -> float:
+    """Their standard deviation, exact to the last digit, which takes long; most answers have the scores of others."""
+    return statistics.pstdev(scores)
 
 
 # What makes a prompt an extreme, and the measure by which the most extreme come first; None: it has no part.
@@ -73,10 +80,7 @@ def choose(judged: Sequence[Judged], n: int, rng: random.Random) -> list[tuple[J
         return [(x, "") for x in judged]
     drawn = rng.sample(range(len(judged)), (n + 1) // 2)
     why = dict.fromkeys(drawn, "drawn at random")
-    ranked = {
-        name: iter(sorted((i for i, x in enumerate(judged) if measure(x) is not None), key=_least(judged, measure)))
-        for name, measure in EXTREMES.items()
-    }
+    ranked = {name: iter(_most_first([measure(x) for x in judged])) for name, measure in EXTREMES.items()}
     while len(why) < n and ranked:
         for name in list(ranked):
             place = next((i for i in ranked[name] if i not in why), None)
@@ -91,8 +95,9 @@ def choose(judged: Sequence[Judged], n: int, rng: random.Random) -> list[tuple[J
     return [(judged[i], name) for i, name in why.items()]
 
 
-def _least(judged: Sequence[Judged], measure: Callable[[Judged], float | None]) -> Callable[[int], float]:
-    return lambda place: -(measure(judged[place]) or 0.0)
+def _most_first(values: Sequence[float | None]) -> list[int]:
+    """Places of the values there are."""
+    return [i for _, i in sorted((-value, i) for i, value in enumerate(values) if value is not None)]
 
 
 def as_json(judged: Judged, why: str, where: str, min_parsed: int) -> dict[str, Any]:

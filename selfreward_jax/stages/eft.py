@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from selfreward_jax.core.ranked import Answer, Ranked, Step
-from selfreward_jax.core.rows import Judgement, Prompt, Response, Row, content_id, group_by, to_line
+from selfreward_jax.core.rows import Judgement, Prompt, Response, Row, content_id, group_by
 from selfreward_jax.methods.eft import agreeing_scores, balance, chance_agreement, score_bin
 from selfreward_jax.methods.score_forms import FIVE, Scale, find_score
 from selfreward_jax.methods.score_slot import LABEL
@@ -198,7 +198,3 @@ def _dropped(r: Ranked, reason: str, ranks: Sequence[float], scores: Sequence[Se
 def _histogram(scores: Sequence[float]) -> list[int]:
     counts = collections.Counter(map(score_bin, scores))
     return [counts[n] for n in range(6)]
-
-
-def to_lines(rows: Sequence[Row]) -> str:
-    return "".join(map(to_line, rows))

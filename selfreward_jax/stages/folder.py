@@ -200,7 +200,7 @@ class Folder:
         self.record(artefact, inputs, **facts)
         journal.discard()
 
-    def write(self, artefact: str, inputs: dict[str, Any], text: str, **facts: Any) -> None:
+    def write(self, artefact: str, inputs: dict[str, Any], text: str | bytes, **facts: Any) -> None:
         """Writes an artefact that is made in one go."""
         self.check_again(artefact, inputs, sha256=hashlib.sha256(text.encode()).hexdigest())
         write_atomic(self.root / artefact, text)

@@ -4,13 +4,12 @@ The paper's way reads the score from the sampled text. Two others read it from t
 scores, after sampled reasons or with none at all (`methods/score_slot.py`).
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.progress import say
-from selfreward_jax.core.rows import Judgement, Prompt, Response, Row, content_id, load_rows, to_line
+from selfreward_jax.core.rows import Judgement, Prompt, Response, Row, content_id, load_rows, read_jsonl, to_lines
 from selfreward_jax.core.tokens import Chat
 from selfreward_jax.engine.generate import Completion, Reading, Request
 from selfreward_jax.engine.sampling import SamplingSettings
@@ -29,6 +28,7 @@ def judge(
     prompts: Sequence[Prompt],
     responses: Sequence[Response],
     must_score: bool = True,
+    texts: bool = True,
 ) -> list[Judgement]:
     """Judges every answer `judge.samples` times, to `FOLDER/judgements.jsonl` in the answers' order.
 
@@ -36,6 +36,7 @@ def judge(
 
     Args:
       must_score: whether the scores are needed to go on; else a judge that gives none is a result like any other.
+      texts: whether the judgements' texts are wanted; see `load_rows`.
 
     Raises:
       UserError: no judgement has a score, or no answer fits; told as soon as it is known. What there is is kept.
@@ -62,9 +63,9 @@ def judge(
     else:
         _ask(work, artefact, inputs, model, prompts, responses, template, must_score)
     path = work.root / artefact
-    judgements = load_rows(path, Judgement) if path.stat().length else []
+    judgements = load_rows(path, Judgement, texts=texts) if path.stat().length else []
     if must_score and responses and all(j.score is None for j in judgements):
-        raise _no_score(model.title, [dataclasses.asdict(j) for j in judgements])
+        raise _no_score(model.title, read_jsonl(path) if judgements else [])
     return judgements
 
 
@@ -214,7 +215,7 @@ def _call_function(
     for r in responses:
         rows.append(function_row(inputs["function"], function, asked[r.prompt_id], r))
         work.interrupt.check()
-    work.write(artefact, inputs, "".join(map(to_line, rows)))
+    work.write(artefact, inputs, to_lines(rows))
 
 
 def function_row(

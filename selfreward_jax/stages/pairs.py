@@ -3,7 +3,7 @@
 import collections
 from collections.abc import Sequence
 
-from selfreward_jax.core.rows import Judgement, Pair, Prompt, Response, Row, content_id, group_by, load_rows, to_line
+from selfreward_jax.core.rows import Judgement, Pair, Prompt, Response, Row, content_id, group_by, load_rows, to_lines
 from selfreward_jax.core.tokens import Chat
 from selfreward_jax.methods.answer_metrics import answer_metrics
 from selfreward_jax.methods.pairing import PAIR_RULES, Drop, Scored, judgement_facts, positives, rank
@@ -55,11 +55,11 @@ def build_pairs(
     )
     kept = {"pairs/kept": len(pairs), "pairs/positives": len(best)}
     reasons = collections.Counter(f"pairs/dropped_{d.reason}" for d in drops)
-    run.write(f"m{t}/dropped.jsonl", inputs, "".join(map(to_line, drops)))
-    run.write(f"m{t}/positives.jsonl", inputs, "".join(map(to_line, best)))
+    run.write(f"m{t}/dropped.jsonl", inputs, to_lines(drops))
+    run.write(f"m{t}/positives.jsonl", inputs, to_lines(best))
     counts = kept | dict(sorted(reasons.items()))
     run.log_iteration(t, answer_metrics(responses, judgements, min_parsed=scores_needed(c.judge)) | counts)
-    run.write(artefact, inputs, "".join(map(to_line, pairs)), metrics=counts)
+    run.write(artefact, inputs, to_lines(pairs), metrics=counts)
     return pairs
 
 
@@ -100,7 +100,7 @@ def make_pairs(
 
 def _load(run: Run, artefact: str) -> list[Pair]:
     path = run.root / artefact
-    return load_rows(path, Pair) if path.read_text().strip() else []
+    return load_rows(path, Pair) if path.stat().length else []
 
 
 def _answer(scored: Scored) -> tuple[dict[str, str], ...]:

@@ -63,8 +63,8 @@ def summarise(run: Run) -> list[dict[str, Any]]:
             continue
         folder = f"m{t + 1}" if t < T else f"m{t}/eval"
         if all(run.manifest.entry(f"{folder}/{name}.jsonl") for name in ("responses", "judgements")):
-            responses = load_rows(run.intact(f"{folder}/responses.jsonl"), Response)
-            judgements = load_rows(run.intact(f"{folder}/judgements.jsonl"), Judgement)
+            responses = load_rows(run.intact(f"{folder}/responses.jsonl"), Response, texts=False)
+            judgements = load_rows(run.intact(f"{folder}/judgements.jsonl"), Judgement, texts=False)
             row |= answer_metrics(responses, judgements, min_parsed=scores_needed(run.config.judge))
         for name in ("prompts", "pairs"):
             made = run.manifest.entry(f"m{t}/{name}.jsonl")

@@ -18,12 +18,12 @@ from selfreward_jax.core.lock import alone
 from selfreward_jax.core.progress import say
 from selfreward_jax.core.ranked import Ranked, Step, load_ranked, prompt_key
 from selfreward_jax.core.readers import read_rows
-from selfreward_jax.core.rows import Row, as_messages, content_id
+from selfreward_jax.core.rows import Row, as_messages, content_id, to_lines
 from selfreward_jax.core.seeds import load_ift
 from selfreward_jax.evals.desk import Desk
 from selfreward_jax.methods.judging import JudgeTemplate
 from selfreward_jax.methods.seed_split import SeedSplit, split_prompts
-from selfreward_jax.stages.eft import EftRules, EftSet, build_eft, judge_ranked, plain_prompt, to_lines
+from selfreward_jax.stages.eft import EftRules, EftSet, build_eft, judge_ranked, plain_prompt
 from selfreward_jax.stages.folder import Folder
 from selfreward_jax.stages.work import ModelRef
 from selfreward_jax.verbs.runs import Overrides
