@@ -12,7 +12,7 @@ from etils import epath
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.hosts import is_writer
 from selfreward_jax.core.progress import say
-from selfreward_jax.core.rows import Row, content_id, to_line
+from selfreward_jax.core.rows import Row, content_id, parse_row, to_line
 from selfreward_jax.core.store import disk_error, is_local, write_atomic
 
 METRICS_FILE, SPEED_FILE = "metrics.jsonl", "throughput.jsonl"
