@@ -202,8 +202,9 @@ class Folder:
 
     def write(self, artefact: str, inputs: dict[str, Any], text: str | bytes, **facts: Any) -> None:
         """Writes an artefact that is made in one go."""
-        self.check_again(artefact, inputs, sha256=hashlib.sha256(text.encode()).hexdigest())
-        write_atomic(self.root / artefact, text)
+        data = text.encode() if isinstance(text, str) else text
+        self.check_again(artefact, inputs, sha256=hashlib.sha256(data).hexdigest())
+        write_atomic(self.root / artefact, data)
         self.record(artefact, inputs, **facts)
 
     def skip(self, title: str) -> None:
