@@ -17,6 +17,10 @@ class UserError(Exception):
         super().__init__(one_line(message))
 
 
+class ReadOnly(UserError):
+    """A place that may not be written, where what is there already may be enough."""
+
+
 def one_line(message: object) -> str:
     """A text on one line, what can't be printed as escapes, the middle of a very long one left out."""
     line = " ".join(part.strip() for part in str(message).splitlines() if part.strip())
