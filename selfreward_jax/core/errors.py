@@ -4,31 +4,29 @@ import contextlib
 import difflib
 from collections.abc import Callable, Iterable, Iterator
 
-MOST = 900  # characters of a message; what is longer quotes a file at length
+MOST_CHARACTERS = 800  # of a message; a path or a value of megabytes would bury what is wrong with it
 
 
 class UserError(Exception):
     """Input that can't be used. The command line prints it as one line and exits with status 2.
 
-    Messages quote files of strangers, so that what isn't printable in them, such as a terminal's control sequences, is
-    written out as an escape.
+    Its text is one line that can be printed, whatever stands in the paths and values that it tells of.
     """
 
-    def __init__(self, message: str = ""):
-        super().__init__(one_line(message) if len(message) <= MOST else f"{one_line(message[:MOST])}...")
-
-
-def one_line(text: str) -> str:
-    """A text as a terminal may show it: one line of printable characters."""
-    return text if text.isprintable() else "".join(map(_printable, text))
-
-
-def _printable(character: str) -> str:
-    return character if character.isprintable() else " " if character.isspace() else ascii(character)[1:-1]
+    def __init__(self, message: object = ""):
+        super().__init__(one_line(message))
 
 
 class ReadOnly(UserError):
     """A place that may not be written, where what is there already may be enough."""
+
+
+def one_line(message: object) -> str:
+    """A text on one line, what can't be printed as escapes, the middle of a very long one left out."""
+    line = " ".join(part.strip() for part in str(message).splitlines() if part.strip())
+    if len(line) > MOST_CHARACTERS:
+        line = f"{line[: MOST_CHARACTERS // 2]} ... {line[-MOST_CHARACTERS // 2 :]}"
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
 @contextlib.contextmanager

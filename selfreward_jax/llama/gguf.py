@@ -257,14 +257,14 @@ def _rope_from_factors(config: LlamaConfig, file: _File) -> RopeConfig:
     """
     tensor = next(tensor for tensor in file.tensors if tensor.name == ROPE_FACTORS)
     divisors = np.asarray(tensor.data, np.float64)
+    if not np.all((divisors >= 1) & (divisors <= NUMBERS["factor"][1])):
+        raise UserError(f"{file.path}: {ROPE_FACTORS} holds what is no divisor of a frequency.")
     plain = dataclasses.replace(config, rope=RopeConfig(config.rope.theta))
     frequency = np.asarray(rope_frequencies(plain), np.float64)
     if divisors.shape != frequency.shape:
         raise UserError(f"{file.path}: {ROPE_FACTORS} has {divisors.size} entries, not {frequency.size}.")
     if np.all(divisors == 1):
         return config.rope
-    if not np.all((divisors >= 1) & (divisors <= NUMBERS["factor"][1])):
-        raise UserError(f"{file.path}: {ROPE_FACTORS} holds what is no divisor of a frequency.")
     factor = _float(divisors.max())
     published = RopeConfig(config.rope.theta, "llama3", factor, 1.0, 4.0, 8192)
     for rule in filter(None, (published, _fit_llama3(published, frequency, divisors))):

@@ -10,6 +10,7 @@ The steps after a file has been opened, `assemble_params`, know nothing about sa
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import math
 import os
@@ -293,7 +294,9 @@ def read_bytes(path: epath.Path, most: int = MOST_JSON) -> bytes:
     check_file(path)
     try:
         with path.open("rb") as file:
-            data = file.read(most + 1)
+            # In pieces: a read takes the memory that it asks for, also where the file is short.
+            pieces = iter(lambda: file.read(1 << 20), b"")
+            data = b"".join(itertools.islice(pieces, (most >> 20) + 1))
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path}: no such file; a Hugging Face model folder has one.") from None
     except OSError as error:

@@ -29,7 +29,7 @@ from selfreward_jax.core.store import Manifest, write_atomic
 from selfreward_jax.core.texts import read_text
 from selfreward_jax.core.tokens import DATE, Chat, choose_template
 from selfreward_jax.llama import gguf, hf, hf_save, hub, peft
-from selfreward_jax.llama.config import LlamaConfig, config_to_json
+from selfreward_jax.llama.config import LlamaConfig, config_to_json, shown
 from selfreward_jax.llama.lora import Adapter, merge
 from selfreward_jax.llama.params import Params, full_shape, is_spec, param_specs, shardings
 from selfreward_jax.llama.tokenizer import TOKENIZER, load_tokenizer, within_vocabulary
@@ -125,10 +125,10 @@ def recorded_date(location: epath.Path) -> str:
     if (location / MODEL_FILE).exists():
         return str(_facts(location).get("date", ""))
     try:
-        facts = json.loads((location / hf_save.PROVENANCE).read_text())
+        facts = json.loads(hf.read_bytes(location / hf_save.PROVENANCE))
         datetime.date.fromisoformat(facts["date"])
         return facts["date"] if {"hash", "chat_template"} <= facts.keys() else ""
-    except (AttributeError, KeyError, OSError, TypeError, ValueError):
+    except (AttributeError, KeyError, RecursionError, TypeError, UserError, ValueError):
         return ""  # there is none, or another program's, of which nothing here depends
 
 
@@ -140,8 +140,8 @@ def _facts(location: epath.Path) -> dict[str, Any]:
     """
     path = location / MODEL_FILE
     try:
-        facts = dict(json.loads(path.read_text()))
-    except (TypeError, ValueError) as error:
+        facts = dict(json.loads(hf.read_bytes(path)))
+    except (RecursionError, TypeError, ValueError) as error:
         raise UserError(f"{path}: not what a run wrote of its model ({first_line(error)}); restore it.") from None
     if changed := Manifest(location.parent).changed(f"{location.name}/{MODEL_FILE}"):
         mend = "restore it from a copy, or run that run's command again, which makes it again"
@@ -153,9 +153,12 @@ def _restored(location: epath.Path, target: Params) -> Params:
     """The weights of a run's model folder, which must be those that it names."""
     facts = _facts(location)
     try:
-        weights, step = location / str(facts.get("weights", "checkpoints")), int(facts["checkpoint"])
-    except (KeyError, TypeError, ValueError) as error:
+        name, step = facts.get("weights", "checkpoints"), int(facts["checkpoint"])
+        if name not in ("checkpoints", MERGED):
+            raise ValueError(f"weights is {shown(name)}")
+    except (KeyError, OverflowError, TypeError, ValueError) as error:
         raise UserError(f"{location / MODEL_FILE}: names no checkpoint ({error}); restore it.") from None
+    weights = location / name
     mend = f"restore it from a copy, or remove {weights} and {location / MODEL_FILE}, and that run's command makes them"
     if not (weights / str(step)).exists():
         raise UserError(f"{weights / str(step)}: no such checkpoint; {mend} again.")

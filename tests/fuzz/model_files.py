@@ -480,11 +480,13 @@ def odd_files(rng: random.Random, at: Path) -> Callable[[], object]:
 
 
 def name(rng: random.Random, at: Path) -> Callable[[], object]:
+    """The name of a model, of any kind but an object store's, which would have to be asked."""
     write(at / "base", folder())
-    word = rng.choice(NAMES) if rng.random() < 0.6 else rng.choice(mutate.WORDS)
+    words = [word for word in mutate.WORDS if "://" not in word or word.startswith(("s3:", "file:"))]
+    word = rng.choice(NAMES) if rng.random() < 0.6 else rng.choice(words)
     if rng.random() < 0.7:
         cut = rng.randrange(len(word) + 1)
-        word = word[:cut] + rng.choice(("/", "@", "..", "\x00", "\n", " ", "é", "%2e", *mutate.WORDS)) + word[cut:]
+        word = word[:cut] + rng.choice(("/", "@", "..", "\x00", "\n", " ", "é", "%2e", *words)) + word[cut:]
 
     return lambda: load.load_chat(word)
 
@@ -497,10 +499,11 @@ def extra(rng: random.Random, at: Path) -> Callable[[], object]:
         "chat_template.jinja": mutate.mutated(rng, TEMPLATE.encode()),
         "chat_template.json": spoilt(rng, {"chat_template": TEMPLATE}),
         "additional_chat_templates/x.jinja": mutate.mutated(rng, TEMPLATE.encode()),
+        "model.json": spoilt(rng, {"checkpoint": 3, "hash": "x", "weights": "merged", "date": "2024-01-01"}),
         "provenance.json": spoilt(rng, {"hash": "x", "chat_template": "y", "date": "2024-01-01"}),
     }
     which = rng.choice(list(files))
-    return reading(write(at / "model", {**folder(), which: files[which]}), weighty=False)
+    return reading(write(at / "model", {**folder(), which: files[which]}), weighty=which == "model.json")
 
 
 TARGETS: dict[str, Target] = {
