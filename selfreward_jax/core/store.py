@@ -7,6 +7,7 @@ are joined into the artefact. Nothing here depends on the clock, so a resumed ru
 
 import errno
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -130,12 +131,15 @@ class Journal:
         """Joins all parts into the artefact, sorted by `order` if given. The parts stay until `discard`."""
         if not is_writer():
             return
-        lines = (line for number in self.numbers() for line in self._part(number).read_text().split("\n") if line)
+        # Rows as bytes take a tenth of the memory of rows as objects; each is let go when it has its place.
+        lines = (line for number in self.numbers() for line in self._part(number).read_bytes().split(b"\n") if line)
         if order is not None:
-            # Rows as text take a tenth of the memory of rows as objects.
             placed = sorted(((order(json.loads(line)), line) for line in lines), key=lambda row: row[0])
-            lines = (line for _, line in placed)
-        write_atomic(self.path, "".join(f"{line}\n" for line in lines))
+            placed.reverse()
+            lines = (placed.pop()[1] for _ in range(len(placed)))
+        data = io.BytesIO()
+        data.writelines(line + b"\n" for line in lines)
+        write_atomic(self.path, data.getvalue())
 
     def discard(self) -> None:
         if is_writer() and self.folder.exists():
