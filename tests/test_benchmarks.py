@@ -29,6 +29,15 @@ def test_memory_is_told_for_a_number_of_prompts():
     assert [line.split()[:2] for line in lines[1:]] == [["3", "12"]]
 
 
+def test_growth_is_told_for_every_piece_and_step_of_size():
+    lines = output("growth", "--answers=40,80", "--prompts=5,10").splitlines()
+    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|")][2:]
+    assert len(table) == 7
+    for _, sizes, seconds, memory, exponents in table:
+        assert sizes in ("40 / 80", "5 / 10") and re.fullmatch(r"-?[\d.]+", exponents)
+        assert len(seconds.split(" / ")) == len(memory.split(" / ")) == 2
+
+
 def test_a_training_step_is_told_beside_its_memory():
     out = output("train", "--random=tiny", "--pairs=1", "--length=64", "--head_chunk=64", "--repeats=1")
     assert re.search(r"^ours +[\d.]+ +\d+ +[\d.]+$", out, flags=re.MULTILINE)

@@ -9,6 +9,7 @@ read again, parts and manifest too, tells whether it is still what was written.
 import errno
 import functools
 import hashlib
+import io
 import json
 import os
 import re
@@ -213,14 +214,16 @@ class Journal:
         """
         if not is_writer():
             return
-        lines = (line for part in self._list().values() for line in part.read_text().split("\n") if line)
+        # Rows as bytes take a tenth of the memory of rows as objects; each is let go when it has its place.
+        lines = (line for part in self._list().values() for line in part.read_bytes().split(b"\n") if line)
         if order is not None:
-            # Rows as text take a tenth of the memory of rows as objects.
             placed = sorted(((order(json.loads(line)), line) for line in lines), key=lambda row: row[0])
-            lines = (line for _, line in placed)
-        data = "".join(f"{line}\n" for line in lines).encode()
-        check(data)
-        write_atomic(self.path, data)
+            placed.reverse()
+            lines = (placed.pop()[1] for _ in range(len(placed)))
+        data = io.BytesIO()
+        data.writelines(line + b"\n" for line in lines)
+        check(data.getvalue())
+        write_atomic(self.path, data.getvalue())
 
     def discard(self) -> None:
         if is_writer() and self.folder.exists():
