@@ -133,8 +133,7 @@ class Run(Work):
     @functools.cached_property
     def _base_path(self) -> str:
         """Where M0 lies; on the hub, at the commit with which the run began."""
-        path, given = self.root / "m0" / MODEL_FILE, self.config.model.path
-        begun = json.loads(path.read_text()) if path.exists() else {}
+        begun, given = self.manifest.entry(f"m0/{MODEL_FILE}") or {}, self.config.model.path
         return at(given, begun.get("commit", "") if begun.get("path") == given else "")
 
     def ref(self, name: str) -> ModelRef:

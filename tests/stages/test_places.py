@@ -14,7 +14,7 @@ from tests import tiny
 from tests.refused import assert_refused
 
 # Fields that a version may not have known, in sections that inputs hold whole, in part, or with more in them.
-UNKNOWN = {"min_p", "rationale", "attention", "moments_dtype", "growth", "use_rslora", "score_rows", "label_smoothing"}
+UNKNOWN = {"min_p", "rationale", "attention", "moments_dtype", "growth", "use_rslora", "label_smoothing"}
 
 
 def without(value: Any, names: set[str]) -> Any:
