@@ -44,6 +44,10 @@ def test_a_training_step_is_told_beside_its_memory():
     assert re.search(r"\d+% of it for the \d+ GFLOP done", out)
 
 
+def test_a_hash_is_told_as_a_part_of_the_reading():
+    assert re.search(r"GB of float32: read and checked in [\d.]+ s, [\d.]+% of it", output("checksum", "--shape=tiny"))
+
+
 @pytest.mark.torch("trl")
 def test_a_training_step_has_the_loss_of_trls(data):
     words = [f"--model={data / 'model'}", "--length=64", "--peer=trl", "--repeats=2"]
