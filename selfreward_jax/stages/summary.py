@@ -11,6 +11,7 @@ from selfreward_jax.core.console import Terminal
 from selfreward_jax.core.errors import ReadOnly
 from selfreward_jax.core.hosts import is_writer
 from selfreward_jax.core.metrics import SPEED_FILE
+from selfreward_jax.core.progress import say
 from selfreward_jax.core.rows import Judgement, Response, load_rows
 from selfreward_jax.core.store import is_local, write_changed
 from selfreward_jax.llama.load import MODEL_FILE
@@ -69,6 +70,8 @@ def summarise(run: Run) -> list[dict[str, Any]]:
         for name in ("prompts", "pairs"):
             made = run.manifest.entry(f"m{t}/{name}.jsonl")
             row |= made.get("metrics", {}) if made else {}
+    if changed := run.manifest.changed(SUMMARY):
+        say(f"{changed}; made again")
     with contextlib.suppress(ReadOnly):  # it is printed as well
         write_changed(run.root / SUMMARY, json.dumps(rows, indent=2) + "\n")
         run.record(SUMMARY, {})

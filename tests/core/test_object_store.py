@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import socketserver
+import time
 import urllib.request
 from pathlib import Path
 
@@ -17,8 +18,10 @@ from gcp_storage_emulator import server as emulator
 from gcp_storage_emulator.handlers import objects
 
 from selfreward_jax import cli
+from selfreward_jax.core import lock
 from selfreward_jax.core.checkpoints import Checkpoints
 from selfreward_jax.core.errors import UserError
+from selfreward_jax.core.interrupt import Interrupt
 from selfreward_jax.core.profile import Tracer
 from selfreward_jax.core.readers import read_table
 from selfreward_jax.core.store import Journal, Manifest, remote_error, write_atomic
@@ -184,3 +187,22 @@ def test_what_the_service_refuses_is_one_line(monkeypatch, capsys):
 
 
 assert os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] == "false"  # of core/store.py, before gcsfs is imported
+
+
+def test_one_process_at_a_time_works_there(monkeypatch):
+    """The kernel knows nothing of it: the last who writes the file holds it."""
+    for name, seconds in {"BEAT": 0.1, "GIVEN_UP": 0.5, "SETTLE": 0.2}.items():
+        monkeypatch.setattr(lock, name, seconds)
+    folder = ROOT / "locked"
+    refused = pytest.raises(UserError, match=f"process {os.getpid()} on .* works on it")
+    with lock.held(folder, Interrupt()), refused, lock.held(folder, Interrupt()):
+        pass
+    assert not (folder / lock.NAME).exists()
+    dead = {"host": "far", "machine": "another", "pid": 7, "born": "1", "since": "2026-01-01", "id": "x"}
+    (folder / lock.NAME).write_text(json.dumps(dead))
+    with lock.held(folder, lost := Interrupt()):
+        assert json.loads((folder / lock.NAME).read_text())["pid"] == os.getpid()
+        (folder / lock.NAME).write_text(json.dumps(dead))  # as one that has taken this process for dead
+        time.sleep(0.5)
+        assert lost.requested
+    assert json.loads((folder / lock.NAME).read_text())["id"] == "x"
