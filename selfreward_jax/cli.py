@@ -7,7 +7,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from selfreward_jax.core.errors import UserError, did_you_mean
+from selfreward_jax.core.errors import UserError, did_you_mean, one_line
 from selfreward_jax.flags import GROUPS, VERBS
 
 EXAMPLES = """examples:
@@ -74,11 +74,6 @@ def _function(name: str):
     return getattr(importlib.import_module(f"selfreward_jax.verbs.{module}"), function)
 
 
-def _one_line(said: object) -> str:
-    """A message on one line, whatever stands in the paths and templates that it tells of."""
-    return " ".join(part.strip() for part in str(said).splitlines() if part.strip())
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb. Returns the exit status: 0, 2 for unusable input, 130 after a stop that was asked for."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -107,12 +102,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             function(options, overrides, interrupt)
         return watchdog.leave(0)
     except UserError as error:
-        line = _one_line(error)
-        print(f"selfreward: {line}", file=sys.stderr)
-        return watchdog.leave(2, line)
+        print(f"selfreward: {error}", file=sys.stderr)
+        return watchdog.leave(2, str(error))
     except OSError as error:  # a disk that is full, a file that may not be read
         where = f"{error.filename}: " if error.filename else ""
-        line = _one_line(f"{where}{error.strerror or error}; mend that, and run the same command again.")
+        line = one_line(f"{where}{error.strerror or error}; mend that, and run the same command again.")
         print(f"selfreward: {line}", file=sys.stderr)
         return watchdog.leave(2, line)
     except (Interrupted, KeyboardInterrupt) as stop:

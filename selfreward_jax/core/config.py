@@ -10,7 +10,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from selfreward_jax.configs import base
-from selfreward_jax.core.errors import UserError, did_you_mean
+from selfreward_jax.core.errors import UserError, did_you_mean, shown
 from selfreward_jax.core.losses import LossSettings, check_losses, loss_settings
 from selfreward_jax.core.mesh import make_rules
 from selfreward_jax.core.paths import local_path
@@ -127,15 +127,10 @@ def check(config: ConfigDict) -> None:
     """Raises `UserError` for an unknown field or a value that can't work, naming the field."""
     known = dict(leaves(base.get_config()))
     given = dict(leaves(config))
-    for name, value in given.items():
+    for name in given:
         if name not in known:
             raise UserError(f"config.{name}: no such field.{did_you_mean(name, known)}")
-        if isinstance(known[name], bool) != isinstance(value, bool) or (
-            not isinstance(value, type(known[name]))
-            and not (isinstance(known[name], float) and isinstance(value, int))
-            and not (isinstance(known[name], tuple) and isinstance(value, list))
-        ):
-            raise UserError(f"config.{name}: {value!r} is not of type {type(known[name]).__name__}.")
+    check_types(config)
     for name in known:
         if name not in given:
             raise UserError(f"config.{name}: the field is missing; start from configs/base.py, which has them all.")
@@ -194,9 +189,25 @@ def check(config: ConfigDict) -> None:
         raise UserError(f"config.dpo.data: {data!r} is not one of pairs, positives, or a file of preferences.")
 
 
+def check_types(config: Mapping[str, Any] | ConfigDict, where: str = "") -> None:
+    """Raises `UserError` for a known field's value that is of another type than its default; `where` stands before."""
+    known = dict(leaves(base.get_config()))
+    given = dict(leaves(config))
+    for name, value in given.items():
+        if name not in known:
+            continue
+        kind = type(known[name])
+        fits = isinstance(value, {float: (int, float), tuple: (list, tuple)}.get(kind, kind))
+        if not fits or (isinstance(value, bool) and kind is not bool):
+            raise UserError(f"{where}config.{name}: {shown(value)} is not of type {kind.__name__}.")
+    sections = {name.partition(".")[0] for name in known if "." in name}
+    if wrong := sorted(sections & given.keys()):
+        raise UserError(f"{where}config.{wrong[0]}: {shown(given[wrong[0]])} is no section of fields.")
+
+
 def _check_bounds(name: str, value: float, low: float | None, high: float | None) -> None:
-    if not math.isfinite(value):
-        raise UserError(f"{name}: {value} is no finite number.")
+    if isinstance(value, int) and not -(2**63) <= value < 2**63 or not math.isfinite(value):
+        raise UserError(f"{name}: {shown(value)} is no finite number of 64 bits.")
     if (low is not None and value < low) or (high is not None and value > high):
         bound = f"at least {low}" if high is None else f"between {low} and {high}"
         raise UserError(f"{name}: {value} must be {bound}.")

@@ -4,9 +4,25 @@ import contextlib
 import difflib
 from collections.abc import Iterable, Iterator
 
+MOST_CHARACTERS = 800  # of a message; a path or a value of megabytes would bury what is wrong with it
+
 
 class UserError(Exception):
-    """Input that can't be used. The command line prints it as one line and exits with status 2."""
+    """Input that can't be used. The command line prints it as one line and exits with status 2.
+
+    Its text is one line that can be printed, whatever stands in the paths and values that it tells of.
+    """
+
+    def __init__(self, message: object = ""):
+        super().__init__(one_line(message))
+
+
+def one_line(message: object) -> str:
+    """A text on one line, what can't be printed as escapes, the middle of a very long one left out."""
+    line = " ".join(part.strip() for part in str(message).splitlines() if part.strip())
+    if len(line) > MOST_CHARACTERS:
+        line = f"{line[: MOST_CHARACTERS // 2]} ... {line[-MOST_CHARACTERS // 2 :]}"
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
 @contextlib.contextmanager
@@ -27,6 +43,14 @@ def did_you_mean(word: str, known: Iterable[str], lead: str = " Did you mean ") 
 def first_line(error: BaseException) -> str:
     """What another library's exception says first, without a full stop; its kind, if it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".: ")
+
+
+def shown(value: object) -> str:
+    """A value for messages, shortened; its type, where it can't be written down (a number of 5,000 digits)."""
+    try:
+        return one_line(shorten(repr(value))[1:-1])
+    except Exception:
+        return f"a value of type {type(value).__name__}"
 
 
 def shorten(text: str, most: int = 60) -> str:

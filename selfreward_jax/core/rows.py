@@ -4,17 +4,22 @@ Ids are content hashes, so that the same inputs give the same ids in every run. 
 TRL has one. A wrong row is reported with its file, line and reason.
 """
 
+import array
 import dataclasses
+import functools
 import hashlib
 import json
 import math
 import random
+import types
+import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from etils import epath
 
-from selfreward_jax.core.errors import UserError
+from selfreward_jax.core.errors import UserError, shown
+from selfreward_jax.core.paths import reading
 
 Row = dict[str, Any]
 Messages = tuple[dict[str, str], ...]
@@ -99,8 +104,62 @@ def _freeze(value: Any) -> Any:
 
 
 def from_dict(kind: type[T], row: Row) -> T:
-    """A row type from its JSON object; keys it doesn't know are an error (`KeyError`, `TypeError`)."""
-    return kind(**{key: _freeze(value) for key, value in row.items()})
+    """A row type from its JSON object.
+
+    Raises:
+      TypeError, ValueError: fields that it doesn't know or lacks, or a value of another type than the field's.
+    """
+    values = {key: _freeze(value) for key, value in row.items()}
+    made, checks = kind(**values), _checks(kind)
+    for name, value in values.items():
+        if not checks[name](value):
+            raise ValueError(f"{name} must be {_said(_hints(kind)[name])}, not {shown(value)}")
+    return made
+
+
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
+@functools.cache
+def _checks(kind: type) -> dict[str, Callable[[Any], bool]]:
+    return {name: _check(hint) for name, hint in _hints(kind).items()}
+
+
+def _check(hint: Any) -> Callable[[Any], bool]:
+    """Whether a value that JSON can hold is of a field's type; numbers must be finite, and fit in 64 bits."""
+    inner = typing.get_args(hint)
+    if hint is int:
+        return lambda value: type(value) is int and -(2**63) <= value < 2**63
+    if hint is float:
+        return lambda value: type(value) is float and -math.inf < value < math.inf or _check(int)(value)
+    if inner == (int, ...):
+        return _are_ids
+    if isinstance(hint, types.UnionType) or inner[1:] == (...,):
+        checks = [_check(each) for each in inner if each is not ...]
+        if isinstance(hint, types.UnionType):
+            return lambda value: any(check(value) for check in checks)
+        return lambda value: type(value) is tuple and all(map(checks[0], value))
+    if inner[1:] in ((str,), (Any,)):
+        return lambda value: type(value) is dict and (inner[1] is Any or set(map(type, value.values())) <= {str})
+    return lambda value: type(value) is hint
+
+
+def _are_ids(value: Any) -> bool:
+    """Whether it is a tuple of token ids. There are hundreds a row, so they are looked at all at once."""
+    try:
+        array.array("I", value if type(value) is tuple else "")
+    except (OverflowError, TypeError):
+        return False
+    return True
+
+
+def _said(hint: Any) -> str:
+    words = {int: "a whole number", float: "a finite number", str: "text", types.NoneType: "null"}
+    if isinstance(hint, types.UnionType):
+        return " or ".join(map(_said, typing.get_args(hint)))
+    return words.get(hint, "an object" if typing.get_origin(hint) is dict else "a list of the right things")
 
 
 def read_jsonl(path: epath.PathLike, parse: Callable[[Row], T] = lambda row: row, what: str = "rows") -> list[T]:
@@ -123,8 +182,10 @@ def read_jsonl(path: epath.PathLike, parse: Callable[[Row], T] = lambda row: row
 
 
 def _parse_lines(path: epath.Path, parse: Callable[[Row], T]) -> Iterator[T]:
+    with reading(path):
+        data = path.read_bytes()
     try:
-        text = path.read_bytes().decode("utf-8-sig")  # some editors begin a file with a byte order mark
+        text = data.decode("utf-8-sig")  # some editors begin a file with a byte order mark
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8.") from None
     for number, line in enumerate(text.split("\n"), 1):

@@ -1,7 +1,6 @@
 """What evaluations of a run's models found: the results that `selfreward eval` left in the run's folder."""
 
 import dataclasses
-import json
 import math
 from typing import Any
 
@@ -9,8 +8,10 @@ from etils import epath
 
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.rows import Row
+from selfreward_jax.core.stored import read_json
 from selfreward_jax.evals.statistics import Interval
 
+AGAIN = "delete it and evaluate again"
 NOTHING = Interval(math.nan, math.nan, math.nan)
 
 
@@ -68,12 +69,12 @@ def read_results(folder: epath.Path) -> Results:
       UserError: a file that is not what an evaluation writes.
     """
     judges = {
-        path.parent.name: tuple(_parsed(path, row, _judge) for row in _load(path, list))
+        path.parent.name: tuple(_parsed(path, row, _judge) for row in read_json(path, list, AGAIN))
         for path in _files(folder / "judge", 1, "summary.json")
     }
     win_rates: dict[str, list[WinRate]] = {}
     for path in _files(folder / "winrate", 2, "result.json"):
-        win_rates.setdefault(path.parents[1].name, []).append(_parsed(path, _load(path, dict), _win_rate))
+        win_rates.setdefault(path.parents[1].name, []).append(_parsed(path, read_json(path, dict, AGAIN), _win_rate))
     return Results(judges, {name: tuple(found) for name, found in win_rates.items()})
 
 
@@ -85,22 +86,12 @@ def _files(folder: epath.Path, depth: int, name: str) -> list[epath.Path]:
     return sorted(below / name for below in folders if (below / name).exists())
 
 
-def _load(path: epath.Path, kind: type) -> Any:
-    try:
-        value = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}); delete it and evaluate again.") from None
-    if not isinstance(value, kind):
-        raise UserError(f"{path}: not the result of an evaluation; delete it and evaluate again.")
-    return value
-
-
 def _parsed(path: epath.Path, row: Row, parse):
     try:
         return parse(row)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         why = f"the field {error} is missing" if isinstance(error, KeyError) else str(error)
-        raise UserError(f"{path}: not the result of an evaluation ({why}); delete it and evaluate again.") from None
+        raise UserError(f"{path}: not the result of an evaluation ({why}); {AGAIN}.") from None
 
 
 def interval(value: Any) -> Interval:

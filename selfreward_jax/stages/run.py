@@ -12,13 +12,14 @@ from ml_collections import ConfigDict
 from selfreward_jax import __version__
 from selfreward_jax.core import hosts
 from selfreward_jax.core.commit import commit
-from selfreward_jax.core.config import differences, to_dict
+from selfreward_jax.core.config import check_types, differences, to_dict
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.interrupt import Interrupt
 from selfreward_jax.core.metrics import SPEED_FILE, Board, Tracker
 from selfreward_jax.core.paths import is_local, local_path
 from selfreward_jax.core.rows import read_jsonl, to_line
 from selfreward_jax.core.store import write_atomic
+from selfreward_jax.core.stored import read_json
 from selfreward_jax.core.tokens import Chat, sha256_json
 from selfreward_jax.llama.config import LlamaConfig
 from selfreward_jax.llama.hub import at, commit_of
@@ -46,10 +47,9 @@ def stored_config(root: epath.Path) -> dict[str, Any]:
     path = root / "config.json"
     if not path.exists():
         raise UserError(f"--workdir={root}: no run there.")
-    try:
-        return dict(json.loads(path.read_text()))
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{path}: not the configuration of a run ({error}); restore it.") from None
+    stored = read_json(path)
+    check_types(stored, f"{path}: ")
+    return stored
 
 
 class Run(Work):
@@ -103,7 +103,7 @@ class Run(Work):
     def _base_path(self) -> str:
         """Where M0 lies; on the hub, at the commit with which the run began."""
         path, given = self.root / "m0" / MODEL_FILE, self.config.model.path
-        begun = json.loads(path.read_text()) if path.exists() else {}
+        begun = read_json(path) if path.exists() else {}
         return at(given, begun.get("commit", "") if begun.get("path") == given else "")
 
     def ref(self, name: str) -> ModelRef:
@@ -117,7 +117,7 @@ class Run(Work):
             raise UserError(
                 f"{self.root / name}: {name.upper()} has not been made yet; run the stages before it first."
             )
-        return ModelRef(name, json.loads(path.read_text())["hash"])
+        return ModelRef(name, read_json(path, needs={"hash": str})["hash"])
 
     def _read(self, ref: ModelRef) -> Model:
         if ref.name == "m0":

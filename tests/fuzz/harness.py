@@ -13,8 +13,10 @@ them. What is found is shown once a kind, with its seed and with all cut out of 
 """
 
 import argparse
+import atexit
 import contextlib
 import dataclasses
+import functools
 import importlib
 import io
 import multiprocessing
@@ -25,6 +27,7 @@ import re
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -39,7 +42,7 @@ from selfreward_jax.core.errors import UserError
 Target = Callable[[random.Random, Path], Callable[[], object]]
 Files = dict[str, bytes]
 
-SECONDS = 10.0
+SECONDS = 10.0  # of the processor; one that waits may wait three times as long, for the machine may be busy
 BYTES = 2 << 30
 LONGEST = 1000  # characters of a message
 INPUTS_A_PROCESS = 40  # then a fresh one, so that none lives on what others left
@@ -66,6 +69,22 @@ def targets() -> dict[str, Target]:
             module = importlib.import_module(f"tests.fuzz.{path.stem}")
             found |= {f"{path.stem}.{name}": target for name, target in module.TARGETS.items()}
     return found
+
+
+@functools.cache
+def data() -> Path:
+    """A tiny model with rows for it (`tiny-data`), and a finished run on them (`tiny-run`); only to be read.
+
+    Where `SELFREWARD_FUZZ_DATA` says, else made anew, in a process of its own: JAX must not run before workers fork.
+    """
+    if given := os.environ.get("SELFREWARD_FUZZ_DATA"):
+        return Path(given)
+    folder = tempfile.mkdtemp(prefix="fuzz-data-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    make = "import sys, pathlib; from tests import tiny; tiny.shared_run(pathlib.Path(sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", make, folder], check=True, stdout=subprocess.DEVNULL)
+    os.environ["SELFREWARD_FUZZ_DATA"] = folder
+    return Path(folder)
 
 
 def command(arguments: Sequence[str]) -> Callable[[], object]:
@@ -167,7 +186,7 @@ class Worker:
     pipe: Any
     left: int = INPUTS_A_PROCESS
     task: tuple[str, int, Files | None] | None = None
-    until: float = 0.0
+    begun: tuple[float, float] = (0.0, 0.0)  # seconds of the clock, and of the processor
 
     @classmethod
     def start(cls) -> "Worker":
@@ -178,7 +197,7 @@ class Worker:
         return cls(process, ours)
 
     def give(self, task: tuple[str, int, Files | None]) -> None:
-        self.task, self.until, self.left = task, time.monotonic() + SECONDS, self.left - 1
+        self.task, self.begun, self.left = task, (time.monotonic(), _seconds(self.process.pid)), self.left - 1
         self.pipe.send(task)
 
     def outcome(self) -> Finding | None:
@@ -191,7 +210,8 @@ class Worker:
         except EOFError:
             self.process.join()
             return Finding(f"died: {name}", f"exit status {self.process.exitcode}")
-        if time.monotonic() > self.until:
+        clock, worked = time.monotonic() - self.begun[0], _seconds(self.process.pid) - self.begun[1]
+        if worked > SECONDS or clock > 3 * SECONDS:
             return self._kill(Finding(f"time: {name}", f"over {SECONDS:.0f} s"))
         if _memory(self.process.pid) > BYTES:
             return self._kill(Finding(f"memory: {name}", f"over {BYTES >> 20} MiB"))
@@ -208,6 +228,15 @@ class Worker:
         self.process.join()
 
 
+def _seconds(pid: int) -> float:
+    """Of the processor that a process has taken."""
+    try:
+        words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def _memory(pid: int) -> int:
     try:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
@@ -216,7 +245,7 @@ def _memory(pid: int) -> int:
 
 
 def run(tasks: Iterator[tuple[str, int, Files | None]], workers: int) -> Iterator[tuple[str, int, Finding]]:
-    """Findings among the inputs, as they come. What took too long is tried once more, for the machine may be busy."""
+    """Findings among the inputs, as they come. What ended its process is tried once more, in a fresh one."""
     pool = [Worker.start() for _ in range(workers)]
     again: set[tuple[str, int]] = set()
     repeat: list[tuple[str, int, Files | None]] = []

@@ -11,27 +11,33 @@ DEEP = 100_000  # brackets, more than any parser's stack
 LITERALS = (
     b"null", b"true", b"false", b"0", b"-1", b"1.5", b"NaN", b"Infinity", b"-Infinity", b"1e999", b"-1e999", b"1e-999",
     b"1e" + b"9" * 400, b"9" * 5000, b"-" + b"9" * 400, b"9223372036854775808", b"2147483648", b'""', b'" "', b'"x"',
-    b'"5"', b'"\\ud800"', b'"\\u0000"', b'"\\u001b[2J"', b'"a\\nb"', b"[]", b"{}", b"[[]]", b'["a"]', b"[1]", b"[null]",
-    b'{"a": 1}', b'[{"role": "user"}]', b'[{"role": "x", "content": "y"}]', b'[{"role": "user", "content": null}]',
-    b'[{"role": 1, "content": 2}]', b"[" * DEEP, b'{"a":' * DEEP, b'"' + b"x" * 100_000 + b'"', b"{1: 2}", b"01", b"'a'",
+    b'"5"', b'"\\ud800"', b'"\\u0000"', b'"\\u001b[2J"', b'"a\\nb"', b"[]", b"{}", b"[[]]", b'["a"]', b"[1]",
+    b"[null]", b'{"a": 1}', b'[{"role": "user"}]', b'[{"role": "x", "content": "y"}]', b"[" * DEEP, b'{"a":' * DEEP,
+    b'[{"role": "user", "content": null}]', b'[{"role": 1, "content": 2}]', b'"' + b"x" * 100_000 + b'"', b"{1: 2}",
+    b"01", b"'a'",
 )  # fmt: skip
 VALUES: tuple[Any, ...] = (
     None, True, False, 0, -1, 1, 2**31, 2**63, 10**400, 1.5, float("nan"), float("inf"), -float("inf"), 1e308, "", " ",
-    "x", "5", "\ud800", "\x00", "\x1b[2J", "a\nb", "é" * 300, "../../x", [], {}, [[]], ["a"], [1], [None], [1.5], [2**40],
-    {"a": 1}, {"": None}, [{"role": "user"}], [{"role": "x", "content": "y"}], [{"role": "user", "content": None}],
-    [{"role": "user", "content": [{"type": "image"}]}],
+    "x", "5", "\ud800", "\x00", "\x1b[2J", "a\nb", "é" * 300, "../../x", [], {}, [[]], ["a"], [1], [None], [1.5],
+    [2**40], {"a": 1}, {"": None}, [{"role": "user"}], [{"role": "x", "content": "y"}],
+    [{"role": "user", "content": None}], [{"role": "user", "content": [{"type": "image"}]}],
 )  # fmt: skip
 CHUNKS = (
     b"", b"\x00", b"\xff", b"\xff\xfe", b"\xfe\xff", b"\xef\xbb\xbf", b"\r", b"\r\n", b"\n", b"\n\n", b"\xe2\x80\xa8",
     b"\x1b[31m", b"\xed\xa0\x80", b"\xc3", b'"', b"\\", b"\\u", b",", b",]", b"}", b"]", b"{", b"[", b":", b"\t", b";",
     b"{{", b"{%", b"}}", b"'", *LITERALS,
 )  # fmt: skip
-NUMBERS = ("nan", "inf", "-inf", "-1", "0", "1e999", "-1e999", "1e400", "9" * 5000, "9" * 30, "-" + "9" * 30, "1.5", "0x10",
-           "1_000", "١", "", " ", "x", "True", "None", "1e-400", "2147483648", "18446744073709551616")  # fmt: skip
-WORDS = ("", " ", ".", "..", "/", "-", "--", "~", "~nobody/x", "a\nb", "a\x00b", "\udcff\udcfe", "\x1b[2J", "é", "*", "[", "%s",
-         "{}", "x" * 300, "x" * 10_000, "file:///x", "s3://bucket/x", "gs://", "hf:", "hf:x", "hf:a/b@c/d:e", "tfds:", "tfds:x/y",
-         "http://127.0.0.1:1/x", "/dev/null", "/dev/zero", "/proc/self/mem", "/proc/self/environ", "/etc/shadow",
-         "package:", "package:nope", "nope.gguf", "a/b", "a/b/c", "a:b", "://", "\\", "$(id)", "'", '"')  # fmt: skip
+NUMBERS = (
+    "nan", "inf", "-inf", "-1", "0", "1e999", "-1e999", "1e400", "9" * 5000, "9" * 30, "-" + "9" * 30, "1.5", "0x10",
+    "1_000", "١", "", " ", "x", "True", "None", "1e-400", "2147483648", "18446744073709551616", "[1,", "(1,", "1\n",
+)  # fmt: skip
+WORDS = (
+    "", " ", ".", "..", "/", "-", "--", "~", "~nobody/x", "a\nb", "a\x00b", "\udcff\udcfe", "\x1b[2J", "é", "*", "[",
+    "%s", "{}", "x" * 300, "x" * 10_000, "file:///x", "s3://bucket/x", "gs://", "hf:", "hf:x", "hf:a/b@c/d:e", "tfds:",
+    "tfds:x/y", "http://127.0.0.1:1/x", "/dev/null", "/dev/zero", "/proc/self/mem", "/proc/self/environ", "package:",
+    "package:nope", "nope.gguf", "a/b", "a/b/c", "a:b", "://", "\\", "$(id)", "'", '"', "x" * 300 + ".jsonl",
+    "memory://x", "\ud800.jsonl", "C:\\x", "hf:" + "x" * 300, "tfds:a/b:c/d", "hf:\x00", "az://c/x.jsonl",
+)  # fmt: skip
 
 
 def mutated(rng: random.Random, data: bytes) -> bytes:
