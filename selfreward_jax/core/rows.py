@@ -175,15 +175,21 @@ def read_jsonl(path: epath.PathLike, parse: Callable[[Row], T] = lambda row: row
     path = epath.Path(path)
     if not path.exists() or path.is_dir():
         raise UserError(f"{path}: no such file; it should hold {what}.")
-    rows = list(_parse_lines(path, parse))
+    rows = list(parse_lines(path, parse))
     if not rows:
         raise UserError(f"{path}: the file is empty; it should hold {what}, one JSON object a line.")
     return rows
 
 
-def _parse_lines(path: epath.Path, parse: Callable[[Row], T]) -> Iterator[T]:
+def parse_lines(path: epath.Path, parse: Callable[[Row], T], *, growing: bool = False) -> Iterator[T]:
+    """As `read_jsonl`, of a file that may have no line.
+
+    Args:
+      growing: it is being written, so that what stands behind its last line end is no line yet.
+    """
     with reading(path):
         data = path.read_bytes()
+    data = data[: data.rfind(b"\n") + 1] if growing else data
     try:
         text = data.decode("utf-8-sig")  # some editors begin a file with a byte order mark
     except UnicodeDecodeError as error:
@@ -199,6 +205,21 @@ def _from_json(line: str) -> Any:
         check_characters(row)
     if not isinstance(row, dict):
         raise ValueError(f"expected a JSON object, found {type(row).__name__}")
+    return row
+
+
+def measures(row: Row) -> Row:
+    """A row of a log as it is: numbers by name, lists of them, or null; `step`, if it is there, a whole one.
+
+    Raises:
+      ValueError: there is something else in it.
+    """
+    for name, value in row.items():
+        values = value if isinstance(value, list) else [value]
+        if not all(x is None or type(x) is float or type(x) is int and abs(x) < 2**63 for x in values):
+            raise ValueError(f"{name} must be a number, not {shown(value)}")
+    if "step" in row and type(row["step"]) is not int:
+        raise ValueError(f"step must be a whole number, not {shown(row['step'])}")
     return row
 
 

@@ -16,10 +16,10 @@ from typing import Any
 import fsspec.config
 from etils import epath
 
-from selfreward_jax.core.errors import UserError
+from selfreward_jax.core.errors import UserError, shown
 from selfreward_jax.core.hosts import is_writer
 from selfreward_jax.core.paths import is_local, local_path
-from selfreward_jax.core.rows import Row, to_line
+from selfreward_jax.core.rows import Row, parse_lines, to_line
 from selfreward_jax.core.tokens import sha256_json
 
 # Other processes write too, and so does TensorStore beside gcsfs: a listing that is kept is a wrong one.
@@ -142,20 +142,24 @@ class Journal:
             self.folder.rmtree()
 
 
+def _line(row: Row) -> Row:
+    """A line of a manifest. Raises `ValueError` for any other row."""
+    kinds = dict.fromkeys(("artefact", "hash", "sha256"), str) | dict.fromkeys(("inputs", "metrics", "data"), dict)
+    kinds |= {"versions": dict}
+    for name, kind in kinds.items():
+        if not isinstance(row.get(name, None if name in ("artefact", "inputs") else kind()), kind):
+            raise ValueError(f"not a line of a manifest, whose {name} is {shown(row.get(name))}; restore it")
+    return row
+
+
 class Manifest:
     """`manifest.jsonl`: one line an artefact, with its hash and everything that made it."""
 
     def __init__(self, root: epath.Path):
         self.root = root
         self.path = root / "manifest.jsonl"
-        self._entries: dict[str, Row] = {}
-        if self.path.exists():
-            for number, line in enumerate(self.path.read_text().split("\n"), 1):
-                try:
-                    row = json.loads(line) if line else None
-                    self._entries |= {row["artefact"]: row} if row else {}
-                except (ValueError, KeyError, TypeError):
-                    raise UserError(f"{self.path}:{number}: not a line of a manifest; restore it.") from None
+        lines = parse_lines(self.path, _line) if self.path.exists() else ()
+        self._entries: dict[str, Row] = {row["artefact"]: row for row in lines}
 
     def entry(self, artefact: str) -> Row | None:
         return self._entries.get(artefact)

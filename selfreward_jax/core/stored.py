@@ -1,8 +1,9 @@
 """JSON that the program wrote itself, read back: whatever a disk, a newer version or a person has made of it."""
 
+import contextlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 from etils import epath
@@ -60,7 +61,22 @@ def read_json(
         raise UserError(f"{path}: not valid JSON ({first_line(error)}); {mend}.") from None
     if not isinstance(value, kind):
         raise UserError(f"{path}: expected {WORDS.get(kind, kind.__name__)}, found {type(value).__name__}; {mend}.")
+    fields: Any = value
     for name, wanted in needs.items():
-        if not isinstance(found := dict(value).get(name), wanted):
+        if not isinstance(found := fields.get(name), wanted):
             raise UserError(f"{path}: {name} must be {WORDS.get(wanted, wanted.__name__)}, not {shown(found)}; {mend}.")
     return value
+
+
+@contextlib.contextmanager
+def as_written(path: object, mend: str = "restore it") -> Iterator[None]:
+    """Around whatever takes values out of what the program wrote to a file.
+
+    Raises:
+      UserError: one is missing there, or of another type than was written.
+    """
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        why = f"the field {error} is missing" if isinstance(error, KeyError) else first_line(error)
+        raise UserError(f"{path}: not as it was written ({why}); {mend}.") from None

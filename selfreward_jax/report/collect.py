@@ -6,7 +6,6 @@ A run in the making has fewer of them: what has been finished is read, what has 
 import collections
 import contextlib
 import dataclasses
-import json
 import random
 from collections.abc import Callable, Sequence
 from pathlib import PurePath
@@ -16,7 +15,7 @@ import numpy as np
 from etils import epath
 
 from selfreward_jax.core.config import leaves
-from selfreward_jax.core.errors import UserError
+from selfreward_jax.core.errors import UserError, shown
 from selfreward_jax.core.rows import (
     Judgement,
     Prompt,
@@ -25,11 +24,13 @@ from selfreward_jax.core.rows import (
     from_dict,
     group_by,
     last_request,
-    parse_row,
+    measures,
+    parse_lines,
     read_jsonl,
 )
 from selfreward_jax.core.seeds import Messages, load_eft, load_ift
 from selfreward_jax.core.store import Manifest
+from selfreward_jax.core.stored import as_written
 from selfreward_jax.evals.statistics import Interval, bootstrap
 from selfreward_jax.llama.load import MODEL_FILE
 from selfreward_jax.methods.answer_metrics import answer_metrics
@@ -156,7 +157,7 @@ def collect(root: epath.Path, *, samples: int, seed: int = 0) -> RunFacts:
     share = {folder: samples // len(there) + (n < samples % len(there)) for n, folder in enumerate(there)}
 
     rng = random.Random(seed)
-    models, iterations, shown = [_base(root, manifest)], [], []
+    models, iterations, told = [_base(root, manifest)], [], []
     for t, folder in folders.items():
         prompts = _prompts(root, T if t == T else t + 1)
         made = None if t == T else _iteration(root, t + 1, prompts)
@@ -166,7 +167,7 @@ def collect(root: epath.Path, *, samples: int, seed: int = 0) -> RunFacts:
         if made:
             iterations.append(made)
         where = f"M{t} → M{t + 1}" if t < T else f"M{T}, not trained on"
-        shown += [as_json(x, why, where, min_parsed) for x, why in choose(judged, share.get(folder, 0), rng)]
+        told += [as_json(x, why, where, min_parsed) for x, why in choose(judged, share.get(folder, 0), rng)]
         training = _training(root, manifest, t)
         entry = manifest.entry(f"m{t}/{MODEL_FILE}")
         if training or answers:
@@ -177,7 +178,7 @@ def collect(root: epath.Path, *, samples: int, seed: int = 0) -> RunFacts:
         models=tuple(models),
         iterations=tuple(iterations),
         seeds=seeds,
-        samples=tuple(shown),
+        samples=tuple(told),
         results=read_results(root / "eval"),
         settings=dict(leaves(stored_config(root))),
         versions=(manifest.entry("config.json") or {}).get("versions", {}),
@@ -233,24 +234,26 @@ def _training(root: epath.Path, manifest: Manifest, t: int) -> Training | None:
     if not curve and not entry:
         return None
     told, stage = entry.get("metrics", {}), entry.get("inputs", {}).get("stage", "sft" if t == 1 else "dpo")
-    return Training(
-        stage=stage,
-        steps=told.get("steps", curve[-1]["step"] if curve else 0),
-        curve=tuple(curve),
-        first=told.get("first", {}),
-        last=told.get("last", {}),
-        data=entry.get("data", {}),
-        has_reference=bool(entry.get("reference")),
-    )
+    with as_written(manifest.path):
+        return Training(
+            stage=str(stage),
+            steps=int(told.get("steps", curve[-1]["step"] if curve else 0)),
+            curve=tuple(curve),
+            first=measures(told.get("first", {})),
+            last=measures(told.get("last", {})),
+            data=measures(entry.get("data", {})),
+            has_reference=bool(entry.get("reference")),
+        )
 
 
 def _curve(path: epath.Path) -> list[Row]:
     """A training's steps; the line that is being written at this moment is left out."""
-    if not path.exists():
-        return []
-    lines = path.read_text().split("\n")[:-1]
-    parse = lambda line: dict(json.loads(line))  # noqa: E731
-    return [parse_row(line, parse, f"{path}:{n}") for n, line in enumerate(lines, 1) if line]
+    return list(parse_lines(path, _step, growing=True)) if path.exists() else []
+
+
+def _step(row: Row) -> Row:
+    row["step"]  # without which it has no place in a curve
+    return measures(row)
 
 
 def _iteration(root: epath.Path, t: int, prompts: Sequence[Prompt]) -> Iteration | None:
@@ -259,17 +262,17 @@ def _iteration(root: epath.Path, t: int, prompts: Sequence[Prompt]) -> Iteration
     folder = root / f"m{t}"
     rejected = None
     if (folder / "rejected_prompts.jsonl").exists():
-        rejected = _counts(_rows(folder / "rejected_prompts.jsonl", lambda row: row["reason"]))
+        rejected = _counts(_rows(folder / "rejected_prompts.jsonl", _reason))
     made = (folder / "pairs.jsonl").exists()
-    drops = _rows(folder / "dropped.jsonl", lambda row: (row["response_id"], row["reason"]))
+    drops = _rows(folder / "dropped.jsonl", _drop)
     return Iteration(
         t=t,
         prompts=tuple(last_request(p.messages) for p in prompts),
         rejected=rejected,
         ranked=None,
         pairs=tuple(_rows(folder / "pairs.jsonl", _pair)) if made else None,
-        dropped_prompts=_counts([reason for id, reason in drops if id is None]),
-        dropped_answers=_counts([reason for id, reason in drops if id is not None]),
+        dropped_prompts=_counts([drop.reason for drop in drops if drop.response_id is None]),
+        dropped_answers=_counts([drop.reason for drop in drops if drop.response_id is not None]),
     )
 
 
@@ -277,16 +280,30 @@ def _counts(reasons: Sequence[str]) -> dict[str, int]:
     return dict(collections.Counter(reasons).most_common())
 
 
+def _reason(row: Row) -> str:
+    if not isinstance(row["reason"], str):
+        raise ValueError(f"reason must be text, not {shown(row['reason'])}")
+    return row["reason"]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Drop:
+    """A prompt or an answer (of `response_id`) that became no pair, as `dropped.jsonl` has it."""
+
+    prompt_id: str
+    response_id: str | None
+    reason: str
+
+
+def _drop(row: Row) -> _Drop:
+    return from_dict(_Drop, {field.name: row[field.name] for field in dataclasses.fields(_Drop)})
+
+
 def _pair(row: Row) -> PairFacts:
-    return PairFacts(
-        row["prompt_id"],
-        row["provenance"]["chosen"]["response"],
-        row["provenance"]["rejected"]["response"],
-        row["score_chosen"],
-        row["score_rejected"],
-        len(row["chosen_token_ids"]),
-        len(row["rejected_token_ids"]),
-    )
+    made = {name: row[name] for name in ("prompt_id", "score_chosen", "score_rejected")}
+    for side in ("chosen", "rejected"):
+        made |= {side: row["provenance"][side]["response"], f"tokens_{side}": len(row[f"{side}_token_ids"])}
+    return from_dict(PairFacts, made)
 
 
 def _response(row: Row) -> Response:
@@ -307,11 +324,11 @@ def _answers(
     pairs = {pair.prompt_id: pair for pair in (made.pairs or () if made else ())}
     reasons: dict[str, str] = {}
     drops: dict[str, str] = {}
-    for row in _rows(root / folder / "dropped.jsonl", lambda row: row) if made else ():
-        if row["response_id"] is None:
-            reasons[row["prompt_id"]] = row["reason"]
+    for drop in _rows(root / folder / "dropped.jsonl", _drop) if made else ():
+        if drop.response_id is None:
+            reasons[drop.prompt_id] = drop.reason
         else:
-            drops[row["response_id"]] = row["reason"]
+            drops[drop.response_id] = drop.reason
     judged = [
         Judged(
             p,

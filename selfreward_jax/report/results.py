@@ -6,9 +6,8 @@ from typing import Any
 
 from etils import epath
 
-from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.rows import Row
-from selfreward_jax.core.stored import read_json
+from selfreward_jax.core.stored import as_written, read_json
 from selfreward_jax.evals.statistics import Interval
 
 AGAIN = "delete it and evaluate again"
@@ -87,11 +86,8 @@ def _files(folder: epath.Path, depth: int, name: str) -> list[epath.Path]:
 
 
 def _parsed(path: epath.Path, row: Row, parse):
-    try:
+    with as_written(path, AGAIN):
         return parse(row)
-    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
-        why = f"the field {error} is missing" if isinstance(error, KeyError) else str(error)
-        raise UserError(f"{path}: not the result of an evaluation ({why}); {AGAIN}.") from None
 
 
 def interval(value: Any) -> Interval:
