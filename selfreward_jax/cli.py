@@ -83,6 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     interrupt = Interrupt()
     try:
         _check_word(arguments)
+        if nothing := next((a for a in arguments if a.startswith("--") and a.endswith("=--")), ""):
+            raise UserError(f"{nothing}: names no value.")  # argparse would make an empty list of it
         options, rest = parser().parse_known_args(arguments)
         overrides = [a for a in rest if a.startswith("--config.")]
         for other in rest:

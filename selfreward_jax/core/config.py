@@ -1,6 +1,7 @@
 """Configuration files and their checks. Fields are read at the edge and passed on as plain values."""
 
 import json
+import logging
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,10 +11,10 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from selfreward_jax.configs import base
-from selfreward_jax.core.errors import UserError, did_you_mean, shown
+from selfreward_jax.core.errors import UserError, did_you_mean, foreign_code, shown
 from selfreward_jax.core.losses import LossSettings, check_losses, loss_settings
 from selfreward_jax.core.mesh import make_rules
-from selfreward_jax.core.paths import local_path
+from selfreward_jax.core.paths import check_file, local_path
 
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "tracker": ("", "wandb"),
@@ -233,6 +234,7 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
     file = local_path(re.sub(r"\.py:[^/]*$", ".py", path))
     if not file.exists() or file.is_dir():
         raise UserError(f"--config={path}: no such file; see the folder configs/, for example configs/base.py.")
+    check_file(file)
     config = _with_overrides(config_flags.DEFINE_config_file, overrides, f"--config={path}", str(local_path(path)))
     if not isinstance(config, ConfigDict):
         raise UserError(f"--config={path}: get_config() returned {type(config).__name__}, not a ConfigDict.")
@@ -255,16 +257,21 @@ def _with_overrides(define: Callable[..., Any], overrides: Sequence[str], where:
             raise UserError(f"{override}: not understood; change a field with --config.FIELD=VALUE.")
     arguments = ["selfreward", *([f"--config={path}"] if path else []), *overrides]
     values = flags.FlagValues()
+    told = (flags.Error, AttributeError, KeyError, TypeError, ValueError)  # by ml_collections, of an override, perhaps
+    quiet = logging.getLogger("absl")
+    level = quiet.level
     try:
-        define("config", *given, flag_values=values, sys_argv=arguments)
-        values(arguments)
-        return values["config"].value
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        quiet.setLevel(logging.ERROR)  # that a file gives no configuration is said here
+        with foreign_code(where, but=told):
+            define("config", *given, flag_values=values, sys_argv=arguments)
+            values(arguments)
+            return values["config"].value
+    except told as error:
         _explain_overrides(overrides)
         # Of a whole traceback, which ml_collections makes its message, the last line says what is wrong.
-        raise UserError(f"{where}: {str(error).strip().splitlines()[-1]}") from None
-    except Exception as error:  # whatever the user's own Python file raises
-        raise UserError(f"{where}: {type(error).__name__}: {error}") from None
+        raise UserError(f"{where}: {(str(error).strip() or type(error).__name__).splitlines()[-1]}") from None
+    finally:
+        quiet.setLevel(level)
 
 
 def _explain_overrides(overrides: Sequence[str]) -> None:

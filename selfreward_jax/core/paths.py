@@ -53,16 +53,21 @@ def _elsewhere(path: epath.PathLike) -> epath.Path:
     return made
 
 
+def check_file(path: epath.PathLike) -> None:
+    """Raises `UserError` for what is there but no file: a device or a pipe may have no end, nor a second reading."""
+    if is_local(path) and os.path.exists(path) and not os.path.isfile(path):
+        what = "a folder" if os.path.isdir(path) else "a device, pipe or socket; save what it gives as a file"
+        raise UserError(f"{path}: not a file, but {what}.")
+
+
 @contextlib.contextmanager
 def reading(path: epath.PathLike) -> Iterator[None]:
     """Around whatever reads a file that is there.
 
     Raises:
-      UserError: it is no file (a device or a pipe may have no end, and can't be read twice), or the system refuses.
+      UserError: it is no file, or the system refuses.
     """
-    if is_local(path) and os.path.exists(path) and not os.path.isfile(path):
-        what = "a folder" if os.path.isdir(path) else "a device, pipe or socket; save what it gives as a file"
-        raise UserError(f"{path}: not a file, but {what}.")
+    check_file(path)
     try:
         yield
     except OSError as error:
