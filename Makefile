@@ -1,4 +1,4 @@
-.PHONY: quickstart test torch fast drill lint bench format clean
+.PHONY: quickstart test fuzz torch fast drill lint bench format clean
 
 quickstart: ## the whole loop on a CPU
 	bash launch/quickstart.sh
@@ -8,6 +8,11 @@ test: ## everything that must hold
 
 torch: ## what `test` skips: comparisons with PyTorch, TRL, PEFT and lm-eval, TPU programs; these are installed for it
 	SELFREWARD_TEST_TORCH=1 bash launch/test.sh -m torch
+
+N ?= 20000
+SEED ?= 2000
+fuzz: ## N inputs that are nearly right, from seed SEED on: each is read, or refused in one line
+	JAX_PLATFORMS=cpu .venv/bin/python -m tests.fuzz.harness --n $(N) --first $(SEED)
 
 fast: ## tests that take seconds
 	bash launch/test.sh -m "not slow"

@@ -7,8 +7,8 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from selfreward_jax.core.errors import UserError, did_you_mean
-from selfreward_jax.core.terminal import one_line, tell
+from selfreward_jax.core.errors import UserError, did_you_mean, one_line
+from selfreward_jax.core.terminal import tell
 from selfreward_jax.flags import GROUPS, VERBS
 
 EXAMPLES = """examples:
@@ -84,6 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     interrupt = Interrupt()
     try:
         _check_word(arguments)
+        if nothing := next((a for a in arguments if a.startswith("--") and a.endswith("=--")), ""):
+            raise UserError(f"{nothing}: names no value.")  # argparse would make an empty list of it
         options, rest = parser().parse_known_args(arguments)
         overrides = [a for a in rest if a.startswith("--config.")]
         for other in rest:
@@ -103,9 +105,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             function(options, overrides, interrupt)
         return watchdog.leave(0)
     except UserError as error:
-        line = one_line(error)
-        print(f"selfreward: {line}", file=sys.stderr)
-        return watchdog.leave(2, line)
+        print(f"selfreward: {error}", file=sys.stderr)
+        return watchdog.leave(2, str(error))
     except OSError as error:  # a disk that is full, a file that may not be read
         where = f"{error.filename}: " if error.filename else ""
         line = one_line(f"{where}{error.strerror or error}; mend that, and run the same command again.")

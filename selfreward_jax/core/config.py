@@ -2,6 +2,7 @@
 
 import functools
 import json
+import logging
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,10 +12,10 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from selfreward_jax.configs import base
-from selfreward_jax.core.errors import UserError, did_you_mean
+from selfreward_jax.core.errors import UserError, did_you_mean, foreign_code, shown
 from selfreward_jax.core.losses import LossSettings, check_losses, loss_settings
 from selfreward_jax.core.mesh import make_rules
-from selfreward_jax.core.paths import local_path
+from selfreward_jax.core.paths import check_file, local_path
 
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "tracker": ("", "wandb"),
@@ -128,15 +129,10 @@ def check(config: ConfigDict) -> None:
     """Raises `UserError` for an unknown field or a value that can't work, naming the field."""
     known = dict(leaves(base.get_config()))
     given = dict(leaves(config))
-    for name, value in given.items():
+    for name in given:
         if name not in known:
             raise UserError(f"config.{name}: no such field.{did_you_mean(name, known)}")
-        if isinstance(known[name], bool) != isinstance(value, bool) or (
-            not isinstance(value, type(known[name]))
-            and not (isinstance(known[name], float) and isinstance(value, int))
-            and not (isinstance(known[name], tuple) and isinstance(value, list))
-        ):
-            raise UserError(f"config.{name}: {value!r} is not of type {type(known[name]).__name__}.")
+    check_types(config)
     for name in known:
         if name not in given:
             raise UserError(f"config.{name}: the field is missing; start from configs/base.py, which has them all.")
@@ -195,9 +191,25 @@ def check(config: ConfigDict) -> None:
         raise UserError(f"config.dpo.data: {data!r} is not one of pairs, positives, or a file of preferences.")
 
 
+def check_types(config: Mapping[str, Any] | ConfigDict, where: str = "") -> None:
+    """Raises `UserError` for a known field's value that is of another type than its default; `where` stands before."""
+    known = dict(leaves(base.get_config()))
+    given = dict(leaves(config))
+    for name, value in given.items():
+        if name not in known:
+            continue
+        kind = type(known[name])
+        fits = isinstance(value, {float: (int, float), tuple: (list, tuple)}.get(kind, kind))
+        if not fits or (isinstance(value, bool) and kind is not bool):
+            raise UserError(f"{where}config.{name}: {shown(value)} is not of type {kind.__name__}.")
+    sections = {name.partition(".")[0] for name in known if "." in name}
+    if wrong := sorted(sections & given.keys()):
+        raise UserError(f"{where}config.{wrong[0]}: {shown(given[wrong[0]])} is no section of fields.")
+
+
 def _check_bounds(name: str, value: float, low: float | None, high: float | None) -> None:
-    if not math.isfinite(value):
-        raise UserError(f"{name}: {value} is no finite number.")
+    if isinstance(value, int) and not -(2**63) <= value < 2**63 or not math.isfinite(value):
+        raise UserError(f"{name}: {shown(value)} is no finite number of 64 bits.")
     if (low is not None and value < low) or (high is not None and value > high):
         bound = f"at least {low}" if high is None else f"between {low} and {high}"
         raise UserError(f"{name}: {value} must be {bound}.")
@@ -223,6 +235,7 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
     file = local_path(re.sub(r"\.py:[^/]*$", ".py", path))
     if not file.exists() or file.is_dir():
         raise UserError(f"--config={path}: no such file; see the folder configs/, for example configs/base.py.")
+    check_file(file)
     config = _with_overrides(config_flags.DEFINE_config_file, overrides, f"--config={path}", str(local_path(path)))
     if not isinstance(config, ConfigDict):
         raise UserError(f"--config={path}: get_config() returned {type(config).__name__}, not a ConfigDict.")
@@ -245,16 +258,21 @@ def _with_overrides(define: Callable[..., Any], overrides: Sequence[str], where:
             raise UserError(f"{override}: not understood; change a field with --config.FIELD=VALUE.")
     arguments = ["selfreward", *([f"--config={path}"] if path else []), *overrides]
     values = flags.FlagValues()
+    told = (flags.Error, AttributeError, KeyError, TypeError, ValueError)  # by ml_collections, of an override, perhaps
+    quiet = logging.getLogger("absl")
+    level = quiet.level
     try:
-        define("config", *given, flag_values=values, sys_argv=arguments)
-        values(arguments)
-        return values["config"].value
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        quiet.setLevel(logging.ERROR)  # that a file gives no configuration is said here
+        with foreign_code(where, but=told):
+            define("config", *given, flag_values=values, sys_argv=arguments)
+            values(arguments)
+            return values["config"].value
+    except told as error:
         _explain_overrides(overrides)
         # Of a whole traceback, which ml_collections makes its message, the last line says what is wrong.
-        raise UserError(f"{where}: {str(error).strip().splitlines()[-1]}") from None
-    except Exception as error:  # whatever the user's own Python file raises
-        raise UserError(f"{where}: {type(error).__name__}: {error}") from None
+        raise UserError(f"{where}: {(str(error).strip() or type(error).__name__).splitlines()[-1]}") from None
+    finally:
+        quiet.setLevel(level)
 
 
 def _explain_overrides(overrides: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 
 MOST_CHARACTERS = 800  # of a message; a path or a value of megabytes would bury what is wrong with it
@@ -56,6 +57,26 @@ def in_one_line(lead: str, change: Callable[[str], str] = str) -> Iterator[None]
         raise UserError(f"{lead} ({change(first_line(error))}).") from None
 
 
+@contextlib.contextmanager
+def foreign_code(where: str, but: tuple[type[BaseException], ...] = ()) -> Iterator[None]:
+    """Around Python that a user wrote, which may raise whatever it likes.
+
+    Args:
+      but: these are let through.
+
+    Raises:
+      UserError: it did, or it wanted to end the program; with the place in its file.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, UserError, *but):
+        raise
+    except BaseException as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        place = "" if isinstance(error, SyntaxError) else f" at {frame.filename}:{frame.lineno}"
+        raise UserError(f"{where}: {type(error).__name__}: {shown(error, str)}{place}") from None
+
+
 def did_you_mean(word: str, known: Iterable[str], lead: str = " Did you mean ") -> str:
     """` Did you mean X or Y?` for the known words nearest to `word`, or an empty string."""
     near = difflib.get_close_matches(word, list(known), n=3, cutoff=0.5)
@@ -65,6 +86,15 @@ def did_you_mean(word: str, known: Iterable[str], lead: str = " Did you mean ") 
 def first_line(error: BaseException) -> str:
     """What another library's exception says first, without a full stop; its kind, if it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".: ")
+
+
+def shown(value: object, write: Callable[[object], str] = repr) -> str:
+    """A value for messages, shortened; its type, where it can't be written down (a number of 5,000 digits)."""
+    try:
+        line = " ".join(write(value).split())
+        return one_line(line if len(line) <= 120 else f"{line[:120].rstrip()}...")
+    except Exception:
+        return f"a value of type {type(value).__name__}"
 
 
 def shorten(text: str, most: int = 60) -> str:

@@ -130,6 +130,8 @@ def choose_split(spec: str, there: Iterable[str], wanted: str = "") -> str:
         if wanted in there:
             return wanted
         raise UserError(f"{spec}: has no split {wanted}; there are {known}.{did_you_mean(wanted, there)}")
+    if not there:
+        raise UserError(f"{spec}: has no split, and so no rows.")
     if len(there) == 1:
         return there[0]
     if "train" not in there:

@@ -24,7 +24,7 @@ from etils import epath
 from selfreward_jax.core import hub_rows, texts
 from selfreward_jax.core.errors import UserError, first_line
 from selfreward_jax.core.json_rows import ArrayReader, checked, row_of
-from selfreward_jax.core.paths import local_path, matching
+from selfreward_jax.core.paths import local_path, matching, reading
 from selfreward_jax.core.rows import Row, parse_row, present
 from selfreward_jax.core.store import sha256_file
 from selfreward_jax.core.texts import (
@@ -98,7 +98,8 @@ def fingerprint(spec: epath.PathLike) -> str:
     if not str(spec).startswith((hub_rows.HF, TFDS)) and not (path := local_path(spec)).is_dir():
         if not path.exists():
             raise UserError(f"{path}: no such file.")
-        return sha256_file(path)
+        with reading(path):
+            return sha256_file(path)
     digest = hashlib.sha256()
     for _, split, row in _records(str(spec), "rows", every=True):
         digest.update(json.dumps([split, row], sort_keys=True, default=str).encode() + b"\n")
@@ -226,7 +227,7 @@ def _parquet(path: epath.Path) -> Rows:
     import pyarrow  # a fifth of a second that only those who use it should wait
     import pyarrow.parquet
 
-    with path.open("rb") as file:
+    with reading(path), path.open("rb") as file:
         head = file.read(512)
         form = looks_like(head)
         if form != PARQUET:

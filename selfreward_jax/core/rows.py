@@ -6,17 +6,22 @@ TRL has one. A wrong row is reported with its file, line and reason.
 
 import array
 import dataclasses
+import functools
 import hashlib
 import io
 import json
 import math
 import random
+import types
+import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from etils import epath
 
-from selfreward_jax.core.errors import UserError
+from selfreward_jax.core.errors import UserError, shown
+from selfreward_jax.core.interrupt import each_at_once
+from selfreward_jax.core.paths import reading
 
 Row = dict[str, Any]
 Messages = tuple[dict[str, str], ...]
@@ -118,8 +123,62 @@ def _freeze(value: Any) -> Any:
 
 
 def from_dict(kind: type[T], row: Row) -> T:
-    """A row type from its JSON object; keys it doesn't know are an error (`KeyError`, `TypeError`)."""
-    return kind(**{key: _freeze(value) for key, value in row.items()})
+    """A row type from its JSON object.
+
+    Raises:
+      TypeError, ValueError: fields that it doesn't know or lacks, or a value of another type than the field's.
+    """
+    values = {key: _freeze(value) for key, value in row.items()}
+    made, checks = kind(**values), _checks(kind)
+    for name, value in values.items():
+        if not checks[name](value):
+            raise ValueError(f"{name} must be {_said(_hints(kind)[name])}, not {shown(value)}")
+    return made
+
+
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
+@functools.cache
+def _checks(kind: type) -> dict[str, Callable[[Any], bool]]:
+    return {name: _check(hint) for name, hint in _hints(kind).items()}
+
+
+def _check(hint: Any) -> Callable[[Any], bool]:
+    """Whether a value that JSON can hold is of a field's type; numbers must be finite, and fit in 64 bits."""
+    inner = typing.get_args(hint)
+    if hint is int:
+        return lambda value: type(value) is int and -(2**63) <= value < 2**63
+    if hint is float:
+        return lambda value: type(value) is float and -math.inf < value < math.inf or _check(int)(value)
+    if inner == (int, ...):
+        return _are_ids
+    if isinstance(hint, types.UnionType) or inner[1:] == (...,):
+        checks = [_check(each) for each in inner if each is not ...]
+        if isinstance(hint, types.UnionType):
+            return lambda value: any(check(value) for check in checks)
+        return lambda value: type(value) is tuple and all(map(checks[0], value))
+    if inner[1:] in ((str,), (Any,)):
+        return lambda value: type(value) is dict and (inner[1] is Any or set(map(type, value.values())) <= {str})
+    return lambda value: type(value) is hint
+
+
+def _are_ids(value: Any) -> bool:
+    """Whether it is a tuple of token ids. There are hundreds a row, so they are looked at all at once."""
+    try:
+        array.array("I", value if type(value) is tuple else "")
+    except (OverflowError, TypeError):
+        return False
+    return True
+
+
+def _said(hint: Any) -> str:
+    words = {int: "a whole number", float: "a finite number", str: "text", types.NoneType: "null"}
+    if isinstance(hint, types.UnionType):
+        return " or ".join(map(_said, typing.get_args(hint)))
+    return words.get(hint, "an object" if typing.get_origin(hint) is dict else "a list of the right things")
 
 
 def read_jsonl(path: epath.PathLike, parse: Callable[[Row], T] = lambda row: row, what: str = "rows") -> list[T]:
@@ -135,16 +194,21 @@ def read_jsonl(path: epath.PathLike, parse: Callable[[Row], T] = lambda row: row
     path = epath.Path(path)
     if not path.exists() or path.is_dir():
         raise UserError(f"{path}: no such file; it should hold {what}.")
-    rows = list(_parse_lines(path, parse))
+    rows = list(parse_lines(path, parse))
     if not rows:
         raise UserError(f"{path}: the file is empty; it should hold {what}, one JSON object a line.")
     return rows
 
 
-def _parse_lines(path: epath.Path, parse: Callable[[Row], T]) -> Iterator[T]:
+def parse_lines(path: epath.Path, parse: Callable[[Row], T], *, growing: bool = False) -> Iterator[T]:
+    """As `read_jsonl`, of a file that may have no line.
+
+    Args:
+      growing: it is being written, so that what stands behind its last line end is no line yet.
+    """
     at, name = 0, str(path)
     read = lambda text: parse(_from_json(text))  # noqa: E731
-    for number, line in enumerate(lines_of(path), 1):
+    for number, line in enumerate(each_at_once(lines_of(path, growing)), 1):
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")  # some editors begin with a byte order mark
         except UnicodeDecodeError as error:
@@ -154,14 +218,19 @@ def _parse_lines(path: epath.Path, parse: Callable[[Row], T]) -> Iterator[T]:
         at += len(line) + 1
 
 
-def lines_of(path: epath.Path) -> Iterator[bytes]:
-    """Lines without their ends, with one piece of the file in memory at a time; what follows the last end too."""
+def lines_of(path: epath.Path, growing: bool = False) -> Iterator[bytes]:
+    """Lines without their ends, with one piece of the file in memory at a time; what follows the last end too.
+
+    Args:
+      growing: without that, which may be half a line.
+    """
     rest = b""
-    with path.open("rb") as file:
+    with reading(path), path.open("rb") as file:
         while piece := file.read(1 << 20):
             *lines, rest = (rest + piece).split(b"\n")
             yield from lines
-    yield rest
+    if not growing:
+        yield rest
 
 
 def _from_json(line: str) -> Any:
@@ -170,6 +239,21 @@ def _from_json(line: str) -> Any:
         check_characters(row)
     if not isinstance(row, dict):
         raise ValueError(f"expected a JSON object, found {type(row).__name__}")
+    return row
+
+
+def measures(row: Row) -> Row:
+    """A row of a log as it is: numbers by name, lists of them, or null; `step`, if it is there, a whole one.
+
+    Raises:
+      ValueError: there is something else in it.
+    """
+    for name, value in row.items():
+        values = value if isinstance(value, list) else [value]
+        if not all(x is None or type(x) is float or type(x) is int and abs(x) < 2**63 for x in values):
+            raise ValueError(f"{name} must be a number, not {shown(value)}")
+    if "step" in row and type(row["step"]) is not int:
+        raise ValueError(f"step must be a whole number, not {shown(row['step'])}")
     return row
 
 

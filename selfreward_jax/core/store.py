@@ -26,6 +26,7 @@ from selfreward_jax.core.hosts import is_writer
 from selfreward_jax.core.paths import is_local, local_path
 from selfreward_jax.core.progress import say
 from selfreward_jax.core.rows import Row, to_line
+from selfreward_jax.core.stored import loads
 from selfreward_jax.core.tokens import sha256_json
 
 # Other processes write too, and so does TensorStore beside gcsfs: a listing that is kept is a wrong one.
@@ -237,7 +238,7 @@ def _is_whole(part: epath.Path) -> bool:
         return known_sha256(part).startswith(match[2])
     try:
         *lines, end = part.read_bytes().split(b"\n")
-        return not end and all(isinstance(json.loads(line), dict) for line in lines)
+        return not end and all(isinstance(loads(line.decode()), dict) for line in lines)
     except ValueError:
         return False
 
@@ -246,6 +247,19 @@ def _chained(link: "hashlib._Hash", row: Row) -> str:
     """A line of the manifest, with a checksum of itself and of all before it, which `link` holds."""
     link.update(to_line(row).encode())
     return to_line({**row, "chain": link.hexdigest()[:16]})
+
+
+def _entry(line: bytes) -> Row:
+    """A line of a manifest, which was not written by this version perhaps. Raises `ValueError` for any other."""
+    row = loads(line.decode())
+    kinds = dict.fromkeys(("artefact", "hash", "sha256"), str) | dict.fromkeys(("inputs", "metrics", "data"), dict)
+    kinds |= {"versions": dict, "files": dict}
+    needed = ("artefact", "inputs")
+    if not isinstance(row, dict) or any(
+        not isinstance(row.get(name, None if name in needed else kind()), kind) for name, kind in kinds.items()
+    ):
+        raise ValueError
+    return row
 
 
 class Manifest:
@@ -266,12 +280,11 @@ class Manifest:
         link, chained = hashlib.sha256(), b'"chain": ' in data  # which version 0.1 didn't write
         for number, line in enumerate(data.splitlines(keepends=True), 1):
             try:
-                row = json.loads(line)
+                row = _entry(line)
                 row.pop("chain", None)
                 whole = line == _chained(link, row).encode() if chained else line.endswith(b"\n")
                 self._entries[row["artefact"]] = row
-                row["inputs"]
-            except (AttributeError, ValueError, KeyError, TypeError):
+            except ValueError:
                 whole = False
             if not whole:
                 mend = f"delete line {number} and all after it, to have what they tell of made again"

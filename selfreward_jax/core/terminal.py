@@ -19,11 +19,6 @@ def visible(text: str) -> str:
     return text.replace("\r\n", "\n").translate(_SHOWN)
 
 
-def one_line(said: object) -> str:
-    """A message on one line, whatever stands in the paths, rows and templates that it tells of."""
-    return visible(" ".join(part.strip() for part in str(said).splitlines() if part.strip()))
-
-
 def tell(said: object, file: TextIO | None = None) -> None:
     """Prints a text, to standard output unless to `file`."""
     print(visible(str(said)), file=file or sys.stdout)

@@ -15,8 +15,8 @@ from typing import IO, cast
 
 from etils import epath
 
-from selfreward_jax.core.errors import UserError
-from selfreward_jax.core.paths import local_path
+from selfreward_jax.core.errors import UserError, about
+from selfreward_jax.core.paths import local_path, reading
 
 FORMS = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv")
 PACKED = (".gz", ".zst")
@@ -93,7 +93,7 @@ def opened(path: epath.Path) -> Iterator[io.BufferedReader]:
       UserError: it is not packed as its name says, or cut off.
     """
     packing = path.suffix.lower()
-    with path.open("rb") as file:
+    with reading(path), path.open("rb") as file:
         if packing not in PACKED:
             yield file if isinstance(file, io.BufferedReader) else io.BufferedReader(cast(io.RawIOBase, file))
             return
@@ -174,7 +174,7 @@ def read_text(path: epath.PathLike, field: str) -> str:
     where = f"{field}={path}" if field.startswith("--") else f"{field}: {path}"
     if not path.exists() or path.is_dir():
         raise UserError(f"{where}: no such file.")
-    with path.open("rb") as file:
+    with about(field), reading(path), path.open("rb") as file:
         data = file.read(MOST_BYTES + 1)
     if len(data) > MOST_BYTES:
         raise UserError(f"{where}: more than {MOST_BYTES >> 20} MiB, which is no text to read whole.")

@@ -16,6 +16,7 @@ from selfreward_jax.core.config import differences
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.interrupt import Interrupt
 from selfreward_jax.core.store import Journal, local_path, write_atomic
+from selfreward_jax.core.stored import read_json
 from selfreward_jax.core.tokens import Chat
 from selfreward_jax.llama.config import LlamaConfig
 from selfreward_jax.llama.hub import at
@@ -83,7 +84,7 @@ class Desk(Work):
         """
         facts = local_path(path) / MODEL_FILE
         if "://" not in path and not path.startswith("package:") and facts.exists():
-            stored = json.loads(facts.read_text())
+            stored = read_json(facts, needs={"hash": str})
             if "path" not in stored:  # M0's folder names its model, and holds no weights
                 return ModelRef(path, stored["hash"])
             path = at(stored["path"], stored.get("commit", ""))

@@ -23,7 +23,7 @@ from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.interrupt import Interrupt
 from selfreward_jax.core.mesh import make_mesh, make_rules
 from selfreward_jax.core.progress import meter, say
-from selfreward_jax.core.terminal import one_line, tell
+from selfreward_jax.core.terminal import tell
 from selfreward_jax.engine.compiling import keep_compiled_programs
 from selfreward_jax.engine.continuations import score_continuations
 from selfreward_jax.engine.generate import Engine, EngineSettings, Request
@@ -297,7 +297,7 @@ def main() -> int:
     try:
         cli_evaluate()
     except UserError as error:
-        tell(f"selfreward: {one_line(error)}", sys.stderr)
+        tell(f"selfreward: {error}", sys.stderr)
         return 2
     return 0
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.rows import Judgement, Row, content_id, group_by, last_request, to_line
+from selfreward_jax.core.stored import read_json
 from selfreward_jax.evals.desk import Desk
 from selfreward_jax.evals.human import HumanData, RankedPrompt
 from selfreward_jax.evals.implicit import answer_logps
@@ -73,7 +74,7 @@ def evaluate_judges(
     desk.claim(RESULT, settings)
     results = [_evaluate(desk, each, asked, data, settings, reference) for each in judges]
     made = [entry["artefact"] for entry in desk.manifest.artefacts() if entry["artefact"].endswith(f"/{RESULT}")]
-    there = [json.loads(desk.intact(artefact).read_text()) for artefact in sorted(made, key=_in_order)]
+    there = [read_json(desk.intact(artefact)) for artefact in sorted(made, key=_in_order)]
     desk.write("summary.json", {}, json.dumps(there, indent=2) + "\n")
     return results
 
@@ -121,7 +122,7 @@ def _evaluate(
     }
     artefact = f"{folder}/{RESULT}"
     if desk.is_made(artefact, inputs, f"{folder}/rows.jsonl"):
-        return json.loads((desk.root / artefact).read_text())
+        return read_json(desk.root / artefact)
     rows = [row for n, ranked in enumerate(data.rows) for row in _answer_rows(n, ranked, scores, needed)]
     judged = judged_of(rows, full_scores=reference is None, read=c.method == "expected")
     seed = desk.config.seed

@@ -6,11 +6,10 @@ feature silently left out.
 
 import dataclasses
 import json
-import reprlib
 from collections.abc import Mapping
 from typing import Any
 
-from selfreward_jax.core.errors import UserError
+from selfreward_jax.core.errors import UserError, shown
 
 # What a number may be, lowest and highest. The limits of sizes stand far above every model's (the largest today: 126
 # layers, width 16,384, 256 Ki tokens): they keep a broken or hostile file from taking all memory or time before its
@@ -112,11 +111,6 @@ def number(where: str, name: str, value: Any, limits: str = "") -> Any:
         return float(value) if key in NUMBERS else int(value)
     kind = "number" if key in NUMBERS else "whole number"
     raise UserError(f"{where}: {name} is {shown(value)}; a {kind} from {low:,} to {high:,} is needed.")
-
-
-def shown(value: Any) -> str:
-    """A value of a file as an error message of one line shows it."""
-    return reprlib.repr(value)
 
 
 def token_ids(where: str, name: str, value: Any) -> tuple[int, ...]:

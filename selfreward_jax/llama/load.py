@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 
 from selfreward_jax.core.bits import tree_hash
 from selfreward_jax.core.checkpoints import Checkpoints, Damaged, restore
-from selfreward_jax.core.errors import UserError, about, first_line
+from selfreward_jax.core.errors import UserError, about, first_line, shown
 from selfreward_jax.core.hosts import is_writer
 from selfreward_jax.core.mesh import RULES, Rules, make_mesh
 from selfreward_jax.core.paths import local_path, matching
@@ -29,7 +29,7 @@ from selfreward_jax.core.store import Manifest, write_atomic
 from selfreward_jax.core.texts import read_text
 from selfreward_jax.core.tokens import DATE, Chat, choose_template
 from selfreward_jax.llama import gguf, hf, hf_save, hub, peft
-from selfreward_jax.llama.config import LlamaConfig, config_to_json, shown
+from selfreward_jax.llama.config import LlamaConfig, config_to_json
 from selfreward_jax.llama.lora import Adapter, merge
 from selfreward_jax.llama.params import Params, full_shape, is_spec, param_specs, shardings
 from selfreward_jax.llama.tokenizer import TOKENIZER, load_tokenizer, within_vocabulary

@@ -15,11 +15,11 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from selfreward_jax.core.errors import UserError, first_line
+from selfreward_jax.core.errors import UserError, first_line, shown
 from selfreward_jax.core.mesh import RULES, Rules
 from selfreward_jax.core.paths import local_path
 from selfreward_jax.llama import hf, hf_save, hub
-from selfreward_jax.llama.config import LlamaConfig, shown
+from selfreward_jax.llama.config import LlamaConfig
 from selfreward_jax.llama.lora import Adapter, LoraSettings, lora_specs
 from selfreward_jax.llama.params import PROJECTIONS, param_specs, shardings
 from selfreward_jax.llama.patterns import check_pattern

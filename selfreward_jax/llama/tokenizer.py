@@ -17,10 +17,9 @@ import tokenizers
 from etils import epath
 from tokenizers import AddedToken, decoders, models, normalizers, processors
 
-from selfreward_jax.core.errors import UserError, in_one_line
+from selfreward_jax.core.errors import UserError, in_one_line, shown
 from selfreward_jax.core.paths import matching
 from selfreward_jax.core.progress import say
-from selfreward_jax.llama.config import shown
 from selfreward_jax.llama.hf import read_bytes, read_json, some
 from selfreward_jax.llama.patterns import check_pattern
 

@@ -9,12 +9,13 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
-from selfreward_jax.core.errors import UserError
-from selfreward_jax.core.paths import local_path
+from etils import epath
+
+from selfreward_jax.core.errors import UserError, foreign_code, shown
+from selfreward_jax.core.paths import check_file, local_path
 from selfreward_jax.methods.judging import MAX_SCORE
 
 Messages = tuple[dict[str, str], ...]
@@ -34,22 +35,19 @@ def load_function(name: str) -> JudgeFunction:
     module, colon, attribute = name.rpartition(":")
     if not (module and colon and attribute):
         raise UserError(f"{where!r}: not understood; write module:name or file.py:name.")
-    try:
-        with _current_folder_first():
-            found = _from_file(Path(local_path(module))) if module.endswith(".py") else importlib.import_module(module)
-            function: Any = getattr(found, attribute)
-    except (ImportError, OSError, SyntaxError) as error:
-        raise UserError(f"{where}: can't be imported ({error}).") from None
-    except AttributeError:
-        raise UserError(f"{where}: {module} has no {attribute}.") from None
-    if not callable(function):
+    with foreign_code(f"{where}: can't be imported"), _current_folder_first():
+        found = _from_file(local_path(module)) if module.endswith(".py") else importlib.import_module(module)
+    if not hasattr(found, attribute):
+        raise UserError(f"{where}: {module} has no {attribute}.")
+    if not callable(function := getattr(found, attribute)):
         raise UserError(f"{where}: is no function.")
     return cast(JudgeFunction, function)
 
 
-def _from_file(file: Path) -> ModuleType:
+def _from_file(file: epath.Path) -> ModuleType:
     """Kept under a name of its path, so that the function's source can be found."""
-    name = "judge_" + hashlib.sha256(str(file.absolute()).encode()).hexdigest()[:16]
+    check_file(file)
+    name = "judge_" + hashlib.sha256(os.fsencode(file)).hexdigest()[:16]
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec and spec.loader
     sys.modules[name] = module = importlib.util.module_from_spec(spec)
@@ -87,13 +85,14 @@ def checked_score(function: JudgeFunction, prompt: Messages, response: str) -> f
     Raises:
       UserError: it gave something else than a number from 0 to 5 or None.
     """
-    score: Any = function(prompt, response)
+    with foreign_code(f"config.judge.function: {getattr(function, '__qualname__', 'it')}"):
+        score: Any = function(prompt, response)
     if score is None:
         return None
     try:
         value = float(score)
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         value = math.nan
     if not 0 <= value <= MAX_SCORE:
-        raise UserError(f"config.judge.function: gave {score!r} for an answer; it must give 0 to 5 or None.")
+        raise UserError(f"config.judge.function: gave {shown(score)} for an answer; it must give 0 to 5 or None.")
     return value

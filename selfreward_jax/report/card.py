@@ -27,6 +27,7 @@ from selfreward_jax.core.hub_rows import HF
 from selfreward_jax.core.paths import is_local, local_path
 from selfreward_jax.core.rows import Row
 from selfreward_jax.core.store import Manifest
+from selfreward_jax.core.stored import read_json
 from selfreward_jax.core.tfds_rows import TFDS
 from selfreward_jax.llama import gguf, hf_save, hub
 from selfreward_jax.llama.load import MODEL_FILE, locate
@@ -147,7 +148,7 @@ def base_of(path: str) -> Base:
 def _base_path(made: Made) -> str:
     """The path of a run's M0; on the hub with the commit that it was, which may be in no cache here."""
     path, told = made.config["model"]["path"], made.root / "m0" / MODEL_FILE
-    begun = json.loads(told.read_text()) if told.exists() else {}
+    begun = read_json(told) if told.exists() else {}
     return hub.at(path, begun.get("commit", "") if begun.get("path") == path else "")
 
 
@@ -233,7 +234,7 @@ def _parsed(value: str) -> hub_rows.Name | None:
 def _summary(made: Made) -> list[Row]:
     """The run's closing table up to this model; empty before the run's end."""
     path = made.root / "summary.json"
-    rows = json.loads(path.read_text()) if path.exists() else []
+    rows = read_json(path, list) if path.exists() else []
     return [row for row in rows if int(row["model"][1:]) <= int(made.name[1:])]
 
 

@@ -7,7 +7,6 @@ import collections
 import contextlib
 import dataclasses
 import functools
-import json
 import random
 import sys
 from collections.abc import Callable, Container, Iterator, Sequence
@@ -18,7 +17,7 @@ import numpy as np
 from etils import epath
 
 from selfreward_jax.core.config import leaves
-from selfreward_jax.core.errors import UserError
+from selfreward_jax.core.errors import UserError, shown
 from selfreward_jax.core.rows import (
     Judgement,
     Prompt,
@@ -29,11 +28,13 @@ from selfreward_jax.core.rows import (
     last_request,
     lines_of,
     load_rows,
-    parse_row,
+    measures,
+    parse_lines,
     read_jsonl,
 )
 from selfreward_jax.core.seeds import Messages, load_eft, load_ift
 from selfreward_jax.core.store import Manifest
+from selfreward_jax.core.stored import as_written, loads
 from selfreward_jax.evals.statistics import Interval, bootstrap
 from selfreward_jax.llama.load import MODEL_FILE
 from selfreward_jax.methods.answer_metrics import answer_metrics
@@ -45,7 +46,6 @@ from selfreward_jax.stages.judge import scores_needed
 from selfreward_jax.stages.run import stored_config
 
 T = TypeVar("T")
-_Drop = tuple[str, str | None, str]  # of a prompt, or of an answer to it; and why
 RESAMPLES = 1000
 
 
@@ -139,6 +139,15 @@ class RunFacts:
     versions: dict[str, str]
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Drop:
+    """A prompt or an answer (of `response_id`) that became no pair, as `dropped.jsonl` has it."""
+
+    prompt_id: str
+    response_id: str | None
+    reason: str
+
+
 def collect(root: epath.Path, *, samples: int, seed: int = 0) -> RunFacts:
     """Reads a run's folder.
 
@@ -164,7 +173,7 @@ def collect(root: epath.Path, *, samples: int, seed: int = 0) -> RunFacts:
     share = {folder: samples // len(there) + (n < samples % len(there)) for n, folder in enumerate(there)}
 
     rng = random.Random(seed)
-    models, iterations, shown = [_base(root, manifest)], [], []
+    models, iterations, told = [_base(root, manifest)], [], []
     for t, folder in folders.items():
         prompts = _prompts(root, T if t == T else t + 1)
         drops = [] if t == T else _rows(root / folder / "dropped.jsonl", _drop)
@@ -180,7 +189,7 @@ def collect(root: epath.Path, *, samples: int, seed: int = 0) -> RunFacts:
         if made:
             iterations.append(dataclasses.replace(made, ranked=ranked))
         where = f"M{t} → M{t + 1}" if t < T else f"M{T}, not trained on"
-        shown += [as_json(x, why, where, min_parsed) for x, why in chosen]
+        told += [as_json(x, why, where, min_parsed) for x, why in chosen]
         training = _training(root, manifest, t)
         entry = manifest.entry(f"m{t}/{MODEL_FILE}")
         if training or answers:
@@ -191,7 +200,7 @@ def collect(root: epath.Path, *, samples: int, seed: int = 0) -> RunFacts:
         models=tuple(models),
         iterations=tuple(iterations),
         seeds=seeds,
-        samples=tuple(shown),
+        samples=tuple(told),
         results=read_results(root / "eval"),
         settings=dict(leaves(stored_config(root))),
         versions=(manifest.entry("config.json") or {}).get("versions", {}),
@@ -247,24 +256,26 @@ def _training(root: epath.Path, manifest: Manifest, t: int) -> Training | None:
     if not curve and not entry:
         return None
     told, stage = entry.get("metrics", {}), entry.get("inputs", {}).get("stage", "sft" if t == 1 else "dpo")
-    return Training(
-        stage=stage,
-        steps=told.get("steps", curve[-1]["step"] if curve else 0),
-        curve=tuple(curve),
-        first=told.get("first", {}),
-        last=told.get("last", {}),
-        data=entry.get("data", {}),
-        has_reference=bool(entry.get("reference")),
-    )
+    with as_written(manifest.path):
+        return Training(
+            stage=str(stage),
+            steps=int(told.get("steps", curve[-1]["step"] if curve else 0)),
+            curve=tuple(curve),
+            first=measures(told.get("first", {})),
+            last=measures(told.get("last", {})),
+            data=measures(entry.get("data", {})),
+            has_reference=bool(entry.get("reference")),
+        )
 
 
 def _curve(path: epath.Path) -> list[Row]:
     """A training's steps; the line that is being written at this moment is left out."""
-    if not path.exists():
-        return []
-    lines = path.read_text().split("\n")[:-1]
-    parse = lambda line: dict(json.loads(line))  # noqa: E731
-    return [parse_row(line, parse, f"{path}:{n}") for n, line in enumerate(lines, 1) if line]
+    return list(parse_lines(path, _step, growing=True)) if path.exists() else []
+
+
+def _step(row: Row) -> Row:
+    row["step"]  # without which it has no place in a curve
+    return measures(row)
 
 
 def _iteration(root: epath.Path, t: int, prompts: Sequence[Prompt], drops: Sequence[_Drop]) -> Iteration | None:
@@ -273,7 +284,7 @@ def _iteration(root: epath.Path, t: int, prompts: Sequence[Prompt], drops: Seque
     folder = root / f"m{t}"
     rejected = None
     if (folder / "rejected_prompts.jsonl").exists():
-        rejected = _counts(_rows(folder / "rejected_prompts.jsonl", lambda row: row["reason"]))
+        rejected = _counts(_rows(folder / "rejected_prompts.jsonl", _reason))
     made = (folder / "pairs.jsonl").exists()
     return Iteration(
         t=t,
@@ -281,8 +292,8 @@ def _iteration(root: epath.Path, t: int, prompts: Sequence[Prompt], drops: Seque
         rejected=rejected,
         ranked=None,
         pairs=tuple(_rows(folder / "pairs.jsonl", _pair)) if made else None,
-        dropped_prompts=_counts([reason for _, id, reason in drops if id is None]),
-        dropped_answers=_counts([reason for _, id, reason in drops if id is not None]),
+        dropped_prompts=_counts([drop.reason for drop in drops if drop.response_id is None]),
+        dropped_answers=_counts([drop.reason for drop in drops if drop.response_id is not None]),
     )
 
 
@@ -290,20 +301,22 @@ def _counts(reasons: Sequence[str]) -> dict[str, int]:
     return dict(collections.Counter(reasons).most_common())
 
 
-def _pair(row: Row) -> PairFacts:
-    return PairFacts(
-        row["prompt_id"],
-        row["provenance"]["chosen"]["response"],
-        row["provenance"]["rejected"]["response"],
-        row["score_chosen"],
-        row["score_rejected"],
-        len(row["chosen_token_ids"]),
-        len(row["rejected_token_ids"]),
-    )
+def _reason(row: Row) -> str:
+    if not isinstance(row["reason"], str):
+        raise ValueError(f"reason must be text, not {shown(row['reason'])}")
+    return row["reason"]
 
 
 def _drop(row: Row) -> _Drop:
-    return row["prompt_id"], row["response_id"], sys.intern(row["reason"])
+    made = from_dict(_Drop, {field.name: row[field.name] for field in dataclasses.fields(_Drop)})
+    return dataclasses.replace(made, reason=sys.intern(made.reason))  # one of a few, a million times
+
+
+def _pair(row: Row) -> PairFacts:
+    made = {name: row[name] for name in ("prompt_id", "score_chosen", "score_rejected")}
+    for side in ("chosen", "rejected"):
+        made |= {side: row["provenance"][side]["response"], f"tokens_{side}": len(row[f"{side}_token_ids"])}
+    return from_dict(PairFacts, made)
 
 
 def _light(path: epath.Path, kind: type[T]) -> list[T]:
@@ -333,8 +346,8 @@ def _answers(
     by_response = group_by(judgements, lambda j: j.response_id)
     by_prompt = group_by(responses, lambda r: r.prompt_id)
     pairs = {pair.prompt_id: pair for pair in (made.pairs or () if made else ())}
-    reasons = {prompt: reason for prompt, response, reason in dropped if response is None}
-    drops = {response: reason for _, response, reason in dropped if response is not None}
+    reasons = {drop.prompt_id: drop.reason for drop in dropped if drop.response_id is None}
+    drops = {drop.response_id: drop.reason for drop in dropped if drop.response_id is not None}
     judged = [
         Judged(
             p,
@@ -382,7 +395,7 @@ def _with_texts(
 def _some(path: epath.Path, wanted: Container[int], kind: type[T]) -> Iterator[T]:
     """Rows of a file that was read before, by their numbers."""
     lines = (line for line in lines_of(path) if line.strip())
-    return (from_dict(kind, json.loads(line)) for n, line in enumerate(lines) if n in wanted)
+    return (from_dict(kind, loads(line.decode())) for n, line in enumerate(lines) if n in wanted)
 
 
 def _mean_over_prompts(groups: Sequence[Sequence[float]]) -> Interval:

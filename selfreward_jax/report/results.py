@@ -1,17 +1,18 @@
 """What evaluations of a run's models found: the results that `selfreward eval` left in the run's folder."""
 
 import dataclasses
-import json
 import math
-from typing import Any
+from typing import Any, TypeVar
 
 from etils import epath
 
-from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.rows import Row
 from selfreward_jax.core.store import Manifest
+from selfreward_jax.core.stored import as_written, read_json
 from selfreward_jax.evals.statistics import Interval
 
+T = TypeVar("T")
+AGAIN = "delete it and evaluate again"
 NOTHING = Interval(math.nan, math.nan, math.nan)
 
 
@@ -88,24 +89,15 @@ def _files(folder: epath.Path, depth: int, name: str) -> list[epath.Path]:
     return sorted(below / name for below in folders if (below / name).exists())
 
 
-def _load(path: epath.Path, kind: type, root: epath.Path) -> Any:
+def _load(path: epath.Path, kind: type[T], root: epath.Path) -> T:
     """A result, as the evaluation in `root` has it on record."""
     Manifest(root).intact(path.relative_to(root).as_posix(), "evaluate again")
-    try:
-        value = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}); delete it and evaluate again.") from None
-    if not isinstance(value, kind):
-        raise UserError(f"{path}: not the result of an evaluation; delete it and evaluate again.")
-    return value
+    return read_json(path, kind, AGAIN)
 
 
 def _parsed(path: epath.Path, row: Row, parse):
-    try:
+    with as_written(path, AGAIN):
         return parse(row)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        why = f"the field {error} is missing" if isinstance(error, KeyError) else str(error)
-        raise UserError(f"{path}: not the result of an evaluation ({why}); delete it and evaluate again.") from None
 
 
 def interval(value: Any) -> Interval:

@@ -12,6 +12,7 @@ from selfreward_jax.core.config import differences
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.rows import Row, to_line
 from selfreward_jax.core.store import write_atomic
+from selfreward_jax.core.stored import read_json
 from selfreward_jax.llama import hf_save
 from selfreward_jax.llama.config import LlamaConfig
 from selfreward_jax.llama.params import init_params
@@ -71,7 +72,7 @@ def make_world(folder: epath.Path, settings: WorldSettings, seed: int) -> None:
     marker = folder / "world.json"
     facts = {"seed": seed, **dataclasses.asdict(settings)}
     if marker.exists():
-        if changed := differences(json.loads(marker.read_text()), facts):
+        if changed := differences(read_json(marker), facts):
             raise UserError(f"{folder}: begun with another world ({'; '.join(changed)}); choose a new folder.")
         return
     rng = random.Random(seed)

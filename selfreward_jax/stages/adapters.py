@@ -1,13 +1,13 @@
 """What the models of a run learnt as LoRA adapters, in PEFT's format: each beside its model, all since M0 as one."""
 
 import dataclasses
-import json
 
 from etils import epath
 
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.hosts import is_writer, wait
 from selfreward_jax.core.mesh import make_mesh
+from selfreward_jax.core.stored import read_json
 from selfreward_jax.llama.config import LlamaConfig
 from selfreward_jax.llama.hub import ADAPTER as FILES
 from selfreward_jax.llama.load import MODEL_FILE
@@ -43,7 +43,7 @@ def adapter_since_m0(folder: epath.Path, config: LlamaConfig) -> Adapter:
             raise UserError(f"{path}: not there; only models that a run made with lora.rank > 0 have an adapter.")
         found.append(load_adapter(path, config, make_mesh()))
         name = found[-1].base
-    facts = json.loads((folder.parent / "m0" / MODEL_FILE).read_text())
+    facts = read_json(folder.parent / "m0" / MODEL_FILE, needs={"path": str})
     if facts.get("adapter"):
         found.append(load_adapter(facts["adapter"], config, make_mesh()))
     if not found:

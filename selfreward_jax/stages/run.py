@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from selfreward_jax import __version__
 from selfreward_jax.core import hosts, lock
 from selfreward_jax.core.commit import commit
-from selfreward_jax.core.config import differences, to_dict
+from selfreward_jax.core.config import check_types, differences, to_dict
 from selfreward_jax.core.errors import ReadOnly, UserError
 from selfreward_jax.core.interrupt import Interrupt
 from selfreward_jax.core.metrics import METRICS_FILE, SPEED_FILE, Board, Tracker
@@ -22,6 +22,7 @@ from selfreward_jax.core.paths import is_local, local_path, matching
 from selfreward_jax.core.progress import say
 from selfreward_jax.core.rows import Row, read_jsonl, to_line
 from selfreward_jax.core.store import Manifest, claim, is_claimed, write_atomic
+from selfreward_jax.core.stored import read_json
 from selfreward_jax.core.tokens import Chat
 from selfreward_jax.llama.config import LlamaConfig, config_to_json
 from selfreward_jax.llama.hub import at, commit_of
@@ -57,10 +58,9 @@ def stored_config(root: epath.Path) -> dict[str, Any]:
     path = Manifest(root).intact("config.json", CONFIG_MEND)
     if not path.exists():
         raise UserError(f"--workdir={root}: no run there.")
-    try:
-        return dict(json.loads(path.read_text()))
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{path}: not the configuration of a run ({error}); restore it.") from None
+    stored = read_json(path)
+    check_types(stored, f"{path}: ")
+    return stored
 
 
 class Run(Work):
@@ -146,7 +146,7 @@ class Run(Work):
             raise UserError(
                 f"{self.root / name}: {name.upper()} has not been made yet; run the stages before it first."
             )
-        return ModelRef(name, json.loads(self.intact(f"{name}/{MODEL_FILE}").read_text())["hash"])
+        return ModelRef(name, read_json(self.intact(f"{name}/{MODEL_FILE}"), needs={"hash": str})["hash"])
 
     def intact(self, artefact: str) -> epath.Path:
         return self.manifest.intact(artefact, f"selfreward run --workdir={self.root} makes it again")

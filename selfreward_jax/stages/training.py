@@ -1,7 +1,6 @@
 """What `sft` and `dpo` share: settings from the configuration, and turning a finished training into a model."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from selfreward_jax.core.paths import matching
 from selfreward_jax.core.progress import say
 from selfreward_jax.core.readers import fingerprint
 from selfreward_jax.core.rows import Prompt, Row, content_id
+from selfreward_jax.core.stored import read_json
 from selfreward_jax.llama.load import MODEL_FILE, save_merged, save_model_files
 from selfreward_jax.llama.lora import LoraSettings, count_lora
 from selfreward_jax.llama.params import count_params
@@ -145,7 +145,7 @@ def tidy(run: Run, t: int) -> None:
         state.rmtree()
     if c.choose == WIN_RATE:
         steps = sorted(int(path.name) for path in (folder / "checkpoints").iterdir() if path.name.isdigit())
-        chosen = json.loads((folder / MODEL_FILE).read_text())["checkpoint"]
+        chosen = read_json(folder / MODEL_FILE, needs={"checkpoint": int})["checkpoint"]
         for step in set(steps) - {chosen, *steps[-c.keep :]}:
             (folder / "checkpoints" / str(step)).rmtree()
 

@@ -20,6 +20,7 @@ from selfreward_jax.core.ranked import Ranked, Step, load_ranked, prompt_key
 from selfreward_jax.core.readers import read_rows
 from selfreward_jax.core.rows import Row, as_messages, content_id, to_lines
 from selfreward_jax.core.seeds import load_ift
+from selfreward_jax.core.stored import read_json
 from selfreward_jax.evals.desk import Desk
 from selfreward_jax.methods.judging import JudgeTemplate
 from selfreward_jax.methods.seed_split import SeedSplit, split_prompts
@@ -118,7 +119,7 @@ def _claim(desk: Desk, asked: dict[str, Any]) -> None:
     path = desk.root / REQUEST
     asked = json.loads(json.dumps(asked))
     if path.exists():
-        before = json.loads(path.read_text())
+        before = read_json(path, needs={"sets": dict, "judging": dict})
         for part, what in (("sets", "sets of another request"), ("judging", "judgements of another judge")):
             old, new = before[part], asked[part]
             if old and new and old != new:

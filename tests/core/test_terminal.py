@@ -16,7 +16,8 @@ from rich.table import Table
 from selfreward_jax import cli
 from selfreward_jax.core import progress
 from selfreward_jax.core.console import Terminal
-from selfreward_jax.core.terminal import one_line, tell, visible
+from selfreward_jax.core.errors import one_line
+from selfreward_jax.core.terminal import tell, visible
 
 HOSTILE = (
     "\x1b[31mred\x1b[0m \x1b]0;title\x07 \x1b]52;c;aGFja2Vk\x1b\\ \x1b[2J\x1b[H \x9b31m \x9d0;t\x9c \x1bPq\x1b\\"
