@@ -435,8 +435,8 @@ def run(config: ConfigDict, workdir: str, *, resume: str = "") -> list[Row]:
     with held(local_path(workdir), interrupt := Interrupt()):
         work = Run(workdir, config, resume=resume, interrupt=interrupt)
         self_reward(work)
-        work.check_rest()
         rows = summary.summarise(work)
+        work.check_rest()
         report_on(work.root)
         if work.tracker:
             work.tracker.close()

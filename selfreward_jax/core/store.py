@@ -347,13 +347,14 @@ class Manifest:
         return ""
 
     def record(self, artefact: str, inputs: Mapping[str, Any], **facts: Any) -> None:
-        """Adds or replaces an artefact's line; a replaced artefact moves to the end."""
+        """Adds or replaces an artefact's line; a replaced artefact that has inputs moves to the end."""
         row = json.loads(json.dumps({"artefact": artefact, **facts, "inputs": inputs}))  # as it will be read back
         inputs = row["inputs"]
         before = self._entries.get(artefact)
         if before and {**row, "made_by": 0} == {**before, "made_by": 0, "inputs": filled_up(before["inputs"], inputs)}:
             return  # by whichever version
-        self._entries.pop(artefact, None)
+        if inputs:  # else it was made from nothing on record, and keeps its place
+            self._entries.pop(artefact, None)
         self._entries[artefact] = row
         self._write()
 
