@@ -63,7 +63,8 @@ def lose_shard(folder: Path) -> None:
     ],
     ids=[
         "truncated", "no shard", "no weights", "no tensor", "other shape", "small vocabulary", "other architecture",
-        "other attention", "no config", "broken config", "broken tokenizer", "empty tokenizer", "broken model file", "nothing",
+        "other attention", "no config", "broken config", "broken tokenizer", "empty tokenizer", "broken model file",
+        "nothing",
     ],
 )  # fmt: skip
 def test_an_unusable_model_is_named(damage, expected, capsys, data, model, tmp_path):

@@ -171,13 +171,15 @@ def _are_ids(value: Any) -> bool:
         array.array("I", value if type(value) is tuple else "")
     except (OverflowError, TypeError):
         return False
-    return True
+    return set(map(type, value)) <= {int}  # an array takes true for 1
 
 
 def _said(hint: Any) -> str:
     words = {int: "a whole number", float: "a finite number", str: "text", types.NoneType: "null"}
     if isinstance(hint, types.UnionType):
         return " or ".join(map(_said, typing.get_args(hint)))
+    if typing.get_args(hint) == (int, ...):
+        return "a list of token ids"
     return words.get(hint, "an object" if typing.get_origin(hint) is dict else "a list of the right things")
 
 
@@ -335,10 +337,10 @@ def _sharing(fields: Sequence[str], texts: bool) -> Callable[[Row], Row]:
     def share(row: Row) -> Row:
         for name in lists:
             try:
-                array.array("I", row[name])
-                ids = tuple(map(numbers.__getitem__, row[name]))
-                row[name] = ids if texts else known.setdefault(ids, ids)
-            except (KeyError, TypeError, OverflowError, IndexError):
+                if type(row[name]) is list and _are_ids(tuple(row[name])):
+                    ids = tuple(map(numbers.__getitem__, row[name]))
+                    row[name] = ids if texts else known.setdefault(ids, ids)
+            except (KeyError, IndexError):
                 pass  # is left for whoever checks it
         for name in words:
             if type(word := row.get(name)) is str:

@@ -54,6 +54,17 @@ def test_a_row_comes_back_from_a_file_as_it_was(row, tmp_path):
     assert load_rows(tmp_path / "rows.jsonl", type(row)) == [row]
 
 
+@pytest.mark.parametrize("texts", [True, False])
+@pytest.mark.parametrize(
+    "ids", [[1, True], [False], [1.5], [5.0], ["5"], [-1], [2**32], [math.inf], [None], True, "5", {}]
+)
+def test_ids_that_are_no_ids_are_refused(ids, texts, tmp_path):
+    row = {"id": "r", "prompt_id": "p", "index": 0, "token_ids": ids, "text": "", "stop_reason": "eos", "logp": 0.0}
+    path = write(tmp_path / "rows.jsonl", json.dumps(row))
+    with pytest.raises(UserError, match=f"^{re.escape(str(path))}:1: token_ids must be a list of token ids, not "):
+        load_rows(path, Response, texts=texts)
+
+
 @given(text=st.text())
 @settings(max_examples=50, deadline=None)
 def test_any_text_fits_on_one_line(text):
