@@ -12,7 +12,7 @@ from etils import epath
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.hosts import is_writer
 from selfreward_jax.core.progress import say
-from selfreward_jax.core.rows import Row, content_id, parse_row, to_line
+from selfreward_jax.core.rows import Row, content_id, parse_row, to_line, to_lines
 from selfreward_jax.core.store import disk_error, is_local, write_atomic
 
 METRICS_FILE, SPEED_FILE = "metrics.jsonl", "throughput.jsonl"
@@ -166,7 +166,7 @@ class StepLines:
                 f"{path}: up to step {start_step} not what was written ({expected} expected, {content_id(self.rows)}"
                 f" found); restore it from a copy, or remove {path.parent / 'checkpoints'} to train from the beginning."
             )
-        write_atomic(path, "".join(map(to_line, self.rows)))
+        write_atomic(path, to_lines(self.rows))
 
     def write(self, row: Row) -> None:
         self.rows.append(row)
@@ -192,7 +192,7 @@ class StepLines:
         if is_local(self.path):
             self._append("", sync=True)
         else:
-            write_atomic(self.path, "".join(map(to_line, self.rows)))
+            write_atomic(self.path, to_lines(self.rows))
 
 
 class MetricsLog:

@@ -8,7 +8,6 @@ import array
 import dataclasses
 import functools
 import hashlib
-import io
 import json
 import math
 import random
@@ -110,12 +109,9 @@ def to_line(row: Any) -> str:
     return _ENCODER.encode(row) + "\n"
 
 
-def to_lines(rows: Iterable[Any]) -> bytes:
-    """JSON lines as they stand in a file, built without a second copy of them all."""
-    made = io.BytesIO()
-    for row in rows:
-        made.write(to_line(row).encode())
-    return made.getvalue()
+def to_lines(rows: Iterable[Any]) -> Iterator[bytes]:
+    """JSON lines as they stand in a file."""
+    return (to_line(row).encode() for row in rows)
 
 
 def _freeze(value: Any) -> Any:

@@ -9,7 +9,6 @@ read again, parts and manifest too, tells whether it is still what was written.
 import errno
 import functools
 import hashlib
-import io
 import json
 import os
 import re
@@ -35,8 +34,14 @@ fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
 os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
 
 
-def write_atomic(path: epath.PathLike, data: bytes | str) -> None:
+def write_atomic(
+    path: epath.PathLike, data: bytes | str | Iterable[bytes], check: Callable[[str], None] = lambda sha256: None
+) -> None:
     """Writes a file under a temporary name, flushes it to disk and renames it; of several processes, one does.
+
+    Args:
+      data: the file, or pieces of it, which are in memory one at a time.
+      check: is told the file's SHA-256 before it takes the place of an earlier one; may raise.
 
     Raises:
       UserError: the disk is full or the folder can't be written.
@@ -45,18 +50,24 @@ def write_atomic(path: epath.PathLike, data: bytes | str) -> None:
         return
     path = local_path(path)
     data = data.encode() if isinstance(data, str) else data
+    pieces, digest = [data] if isinstance(data, bytes) else data, hashlib.sha256()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not is_local(path):
+            data = b"".join(pieces)
+            check(hashlib.sha256(data).hexdigest())
             path.write_bytes(data)
             return
         # Always the same name, so that what a killed process left is written over when the work is done again.
         temporary = path.parent / f".{path.name}.tmp"
         try:
             with open(temporary, "wb") as file:
-                file.write(data)
+                for piece in pieces:
+                    file.write(piece)
+                    digest.update(piece)
                 file.flush()
                 os.fsync(file.fileno())
+            check(digest.hexdigest())
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -206,12 +217,12 @@ class Journal:
         self.write(max(self._parts, default=-1) + 1, rows)
 
     def finish(
-        self, order: Callable[[Row], Any] | None = None, check: Callable[[bytes], None] = lambda data: None
+        self, order: Callable[[Row], Any] | None = None, check: Callable[[str], None] = lambda sha256: None
     ) -> None:
         """Joins all parts into the artefact, sorted by `order` if given. The parts stay until `discard`.
 
         Args:
-          check: sees the artefact before it takes the place of an earlier one; may raise.
+          check: see `write_atomic`.
         """
         if not is_writer():
             return
@@ -221,10 +232,7 @@ class Journal:
             placed = sorted(((order(json.loads(line)), line) for line in lines), key=lambda row: row[0])
             placed.reverse()
             lines = (placed.pop()[1] for _ in range(len(placed)))
-        data = io.BytesIO()
-        data.writelines(line + b"\n" for line in lines)
-        check(data.getvalue())
-        write_atomic(self.path, data.getvalue())
+        write_atomic(self.path, (line + b"\n" for line in lines), check)
 
     def discard(self) -> None:
         if is_writer() and self.folder.exists():

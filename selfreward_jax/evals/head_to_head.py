@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from selfreward_jax.core.rows import Response, Row, content_id, group_by, last_request, to_line
+from selfreward_jax.core.rows import Response, Row, content_id, group_by, last_request, to_lines
 from selfreward_jax.evals.answer_files import Question
 from selfreward_jax.evals.desk import Desk
 from selfreward_jax.evals.winrate import Comparison, measure
@@ -141,7 +141,7 @@ def head_to_head(
         **source,
     }
     told = _told(asked.questions, pairs, rows, verdicts, scores)
-    desk.write(f"{where}{ROWS}", made, "".join(map(to_line, told)))
+    desk.write(f"{where}{ROWS}", made, to_lines(told))
     result = {
         "kind": "winrate",
         "a": {"name": a.name, "path": a.path, "hash": a.hash},

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from selfreward_jax.core.errors import UserError
-from selfreward_jax.core.rows import Judgement, Row, content_id, group_by, last_request, to_line
+from selfreward_jax.core.rows import Judgement, Row, content_id, group_by, last_request, to_lines
 from selfreward_jax.core.stored import read_json
 from selfreward_jax.evals.desk import Desk
 from selfreward_jax.evals.human import HumanData, RankedPrompt
@@ -150,7 +150,7 @@ def _evaluate(
     }
     if reference:
         result["calibration"] = []  # rewards have no scale from 0 to 5
-    desk.write(f"{folder}/rows.jsonl", inputs, "".join(map(to_line, rows)))
+    desk.write(f"{folder}/rows.jsonl", inputs, to_lines(rows))
     desk.write(artefact, inputs, json.dumps(result, indent=2) + "\n")
     return result
 

@@ -10,7 +10,7 @@ from etils import epath
 
 from selfreward_jax.core.config import differences
 from selfreward_jax.core.errors import UserError
-from selfreward_jax.core.rows import Row, to_line
+from selfreward_jax.core.rows import Row, to_lines
 from selfreward_jax.core.store import write_atomic
 from selfreward_jax.core.stored import read_json
 from selfreward_jax.llama import hf_save
@@ -87,7 +87,7 @@ def make_world(folder: epath.Path, settings: WorldSettings, seed: int) -> None:
     judged = [_graded(t, rng) for t in _take(draw, s.held_out)]
     tasks = [{"prompt": t.text} for t in answered]
     for name, rows in {"ift": ift, "tasks": tasks, "eft": eft, "held_out": held_out, "judged": judged}.items():
-        write_atomic(folder / f"{name}.jsonl", "".join(map(to_line, rows)))
+        write_atomic(folder / f"{name}.jsonl", to_lines(rows))
     write_atomic(folder / "judge.txt", JUDGE_TEMPLATE + "\n")
     write_atomic(folder / "prompts.txt", PROMPT_TEMPLATE + "\n")
     write_atomic(folder / "people.py", PEOPLE.format(noise=s.judge_noise, bias=s.judge_bias, seed=seed))

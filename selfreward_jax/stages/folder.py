@@ -5,9 +5,8 @@ for the same inputs returns it.
 """
 
 import contextlib
-import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from etils import epath
@@ -193,18 +192,13 @@ class Folder:
         """Joins an artefact's parts in the given order and records it."""
         journal = self.journal(artefact, inputs)
 
-        def check(data: bytes) -> None:
-            self.check_again(artefact, inputs, sha256=hashlib.sha256(data).hexdigest())
-
-        journal.finish(order, check)
+        journal.finish(order, lambda sha256: self.check_again(artefact, inputs, sha256=sha256))
         self.record(artefact, inputs, **facts)
         journal.discard()
 
-    def write(self, artefact: str, inputs: dict[str, Any], text: str | bytes, **facts: Any) -> None:
-        """Writes an artefact that is made in one go."""
-        data = text.encode() if isinstance(text, str) else text
-        self.check_again(artefact, inputs, sha256=hashlib.sha256(data).hexdigest())
-        write_atomic(self.root / artefact, data)
+    def write(self, artefact: str, inputs: dict[str, Any], text: str | Iterable[bytes], **facts: Any) -> None:
+        """Writes an artefact that is made in one go, of a text or of lines."""
+        write_atomic(self.root / artefact, text, lambda sha256: self.check_again(artefact, inputs, sha256=sha256))
         self.record(artefact, inputs, **facts)
 
     def skip(self, title: str) -> None:

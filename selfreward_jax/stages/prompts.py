@@ -7,7 +7,7 @@ from selfreward_jax.core.errors import UserError, about
 from selfreward_jax.core.forms import prompt_of
 from selfreward_jax.core.progress import meter, say
 from selfreward_jax.core.readers import fingerprint, iter_rows, read_rows
-from selfreward_jax.core.rows import Messages, Prompt, Row, as_messages, content_id, load_rows, to_line
+from selfreward_jax.core.rows import Messages, Prompt, Row, as_messages, content_id, load_rows, to_lines
 from selfreward_jax.core.seeds import load_ift
 from selfreward_jax.core.texts import read_text
 from selfreward_jax.core.tokens import renderable
@@ -43,7 +43,7 @@ def create_prompts(run: Run, t: int, model: ModelRef) -> list[Prompt]:
         rows = _from_file(run, t)
         inputs["file"] = fingerprint(c.source)
         if not run.is_made(artefact, inputs):
-            run.write(artefact, inputs, "".join(map(to_line, rows)), metrics={"prompts/kept": len(rows)})
+            run.write(artefact, inputs, to_lines(rows), metrics={"prompts/kept": len(rows)})
         return load_rows(run.root / artefact, Prompt)
 
     generator = run.base() if c.generator == "base" else model
@@ -157,9 +157,9 @@ def _self_instruct(run: Run, t: int, ref: ModelRef, artefact: str, inputs: dict,
     reasons: dict[str, int] = {}
     for row in rejected:
         reasons[row["reason"]] = reasons.get(row["reason"], 0) + 1
-    run.write(f"m{t}/rejected_prompts.jsonl", inputs, "".join(map(to_line, rejected)))
+    run.write(f"m{t}/rejected_prompts.jsonl", inputs, to_lines(rejected))
     counts = {"prompts/kept": len(kept), **{f"prompts/rejected_{k}": v for k, v in sorted(reasons.items())}}
-    run.write(artefact, inputs, "".join(map(to_line, prompts)), metrics=counts)
+    run.write(artefact, inputs, to_lines(prompts), metrics=counts)
     journal.discard()
 
 

@@ -20,7 +20,7 @@ from selfreward_jax.core.interrupt import Interrupt
 from selfreward_jax.core.metrics import METRICS_FILE, SPEED_FILE, Board, Tracker
 from selfreward_jax.core.paths import is_local, local_path, matching
 from selfreward_jax.core.progress import say
-from selfreward_jax.core.rows import Row, read_jsonl, to_line
+from selfreward_jax.core.rows import Row, read_jsonl, to_lines
 from selfreward_jax.core.store import Manifest, claim, is_claimed, write_atomic
 from selfreward_jax.core.stored import read_json
 from selfreward_jax.core.tokens import Chat
@@ -233,7 +233,7 @@ class Run(Work):
     def log_iteration(self, t: int, metrics: dict[str, Any]) -> None:
         """An iteration's line in the run's own `metrics.jsonl` and curves; written again, it stays one line."""
         rows = [row for row in self._logged() if row["step"] != t] + [{"step": t, **metrics}]
-        write_atomic(self.root / ITERATIONS, "".join(map(to_line, sorted(rows, key=lambda row: row["step"]))))
+        write_atomic(self.root / ITERATIONS, to_lines(sorted(rows, key=lambda row: row["step"])))
         self.record(ITERATIONS, {})
         if self.config.log.tensorboard and is_local(self.root) and hosts.is_writer():
             board = Board(self.root / "tb")

@@ -9,7 +9,7 @@ import functools
 import importlib.util
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -26,7 +26,7 @@ from selfreward_jax.core.lock import alone
 from selfreward_jax.core.paths import local_path
 from selfreward_jax.core.progress import say
 from selfreward_jax.core.readers import fingerprint, read_rows, stem
-from selfreward_jax.core.rows import Prompt, Row, content_id, group_by, read_jsonl, to_line
+from selfreward_jax.core.rows import Prompt, Row, content_id, group_by, read_jsonl, to_lines
 from selfreward_jax.core.terminal import tell
 from selfreward_jax.engine.generate import Completion, Request
 from selfreward_jax.evals import alpaca as alpaca_eval
@@ -67,7 +67,7 @@ def _claim(desk: Desk, about: Row) -> None:
     desk.write(REQUEST, {"settings": settings}, json.dumps(settings, indent=2) + "\n")
 
 
-def _write(desk: Desk, artefact: str, inputs: dict[str, Any], make: Callable[[], str]) -> None:
+def _write(desk: Desk, artefact: str, inputs: dict[str, Any], make: Callable[[], str | Iterable[bytes]]) -> None:
     """An artefact, unless it is there already: some formats hold the time, which is to stay what it was."""
     if not desk.is_made(artefact, inputs):
         desk.write(artefact, inputs, make())
@@ -138,7 +138,7 @@ def mt_bench(options: argparse.Namespace, overrides: Overrides, interrupt: Inter
     inputs = {"stage": "mt_bench", "model": name, "answers": content_id(sorted(answers.items()))}
     rows = [mt.answer_row(q, answers[q.id], name, time.time()) for q in questions]
     mt.check_answers(rows, questions)
-    _write(desk, file, inputs, lambda: "".join(map(to_line, rows)))
+    _write(desk, file, inputs, lambda: to_lines(rows))
     if empty := mt.empty_answers(rows):
         say(f"{empty} of {len(mt.TURNS) * len(rows)} answers are empty; they stand in the file as they are")
     say(f"answers of {name} to {len(questions)} questions lie in {desk.root / file}")
@@ -166,7 +166,7 @@ def _grade(
     mt.check_judgements(rows, questions)
     file = f"model_judgment/{judge_name}_single.jsonl"
     inputs = {"stage": "grading", "model": name, "settings": settings, "texts": content_id(sorted(texts.items()))}
-    _write(desk, file, inputs, lambda: "".join(map(to_line, rows)))
+    _write(desk, file, inputs, lambda: to_lines(rows))
     facts = mt.averages(rows, {q.id: q.category for q in questions})
     about = {"kind": "mt_bench", "model": name, "hash": ref.hash, "judge": {"name": judge_name, "hash": judge.hash}}
     about |= {"questions": len(questions), "data_sha256": fingerprint(options.questions)}
@@ -247,7 +247,7 @@ def ifeval(options: argparse.Namespace, overrides: Overrides, interrupt: Interru
     inputs = {"stage": "ifeval", "data": fingerprint(options.data), "responses": content_id(responses)}
     answered = [{"prompt": t.prompt, "response": r} for t, r in zip(tasks, responses, strict=True)]
     ifeval_eval.check_responses(answered, tasks)
-    _write(desk, "responses.jsonl", inputs, lambda: "".join(map(to_line, answered)))
+    _write(desk, "responses.jsonl", inputs, lambda: to_lines(answered))
     rows = {
         mode: [
             ifeval_eval.verdict_row(t, r, ifeval_eval.verdicts(t, r, mode))
@@ -256,7 +256,7 @@ def ifeval(options: argparse.Namespace, overrides: Overrides, interrupt: Interru
         for mode in ifeval_eval.MODES
     }
     for mode, found in rows.items():
-        desk.write(f"eval_results_{mode}.jsonl", inputs, "".join(map(to_line, found)))
+        desk.write(f"eval_results_{mode}.jsonl", inputs, to_lines(found))
     scores, kinds = ifeval_eval.accuracies(rows), ifeval_eval.by_kind(rows)
     about |= {"data": stem(options.data), "data_sha256": inputs["data"], "prompts": len(tasks)}
     about |= {"instructions": sum(len(t.instructions) for t in tasks)}

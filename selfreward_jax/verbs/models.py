@@ -10,7 +10,7 @@ from selfreward_jax.core.interrupt import Interrupt, end_at_once
 from selfreward_jax.core.paths import local_path
 from selfreward_jax.core.progress import meter, say
 from selfreward_jax.core.readers import iter_rows, read_rows
-from selfreward_jax.core.rows import Row, present, to_line
+from selfreward_jax.core.rows import Row, present, to_lines
 from selfreward_jax.core.store import write_atomic
 from selfreward_jax.engine.score import implicit_reward, score_in_order
 from selfreward_jax.llama import hf
@@ -68,7 +68,7 @@ def score(options: argparse.Namespace, overrides: Overrides, interrupt: Interrup
         reference = load_model(options.reference, chat=reference_chat, **how)
         for row, logp in zip(made, _score(reference, examples, "of the reference", options, interrupt), strict=True):
             row |= {"reference_logp": logp, "reward": implicit_reward(row["logp"], logp, options.beta)}
-    write_atomic(output, "".join(map(to_line, made)))
+    write_atomic(output, to_lines(made))
     say(f"{len(made)} rows lie in {output}")
 
 

@@ -217,18 +217,18 @@ def test_a_line_is_that_of_the_row_as_plain_json():
     for row in (answer(3, [1, 70_000]), pair, {"a": (1.0, math.inf), "b": None}):
         plain = dataclasses.asdict(row) if dataclasses.is_dataclass(row) else row
         assert to_line(row) == json.dumps(plain, ensure_ascii=False) + "\n"
-    assert to_lines([pair, pair]) == 2 * to_line(pair).encode()
+    assert b"".join(to_lines([pair, pair])) == 2 * to_line(pair).encode()
 
 
 def test_rows_come_back_as_they_were_wherever_the_file_s_pieces_end(tmp_path):
     rows = [answer(n, range(n, 300_000, 997)) for n in range(600)]
-    (tmp_path / "rows.jsonl").write_bytes(b"\xef\xbb\xbf\n" + to_lines(rows))
+    (tmp_path / "rows.jsonl").write_bytes(b"\xef\xbb\xbf\n" + b"".join(to_lines(rows)))
     assert load_rows(tmp_path / "rows.jsonl", Response) == rows
     assert [to_line(row) for row in load_rows(tmp_path / "rows.jsonl", Response)] == [to_line(row) for row in rows]
 
 
 def test_a_byte_that_is_no_text_is_told_by_its_place_in_the_file(tmp_path):
-    data = to_lines([answer(n, [n]) for n in range(9000)])
+    data = b"".join(to_lines([answer(n, [n]) for n in range(9000)]))
     (tmp_path / "rows.jsonl").write_bytes(data + b'{"text": "\xff"}\n')
     with pytest.raises(UserError, match=f"not UTF-8 at byte {len(data) + 10};"):
         load_rows(tmp_path / "rows.jsonl", Response)
@@ -248,14 +248,14 @@ def test_ids_that_are_none_are_left_for_whoever_checks_them(tmp_path, ids):
 
 def test_without_texts_their_place_is_empty_and_the_ids_are_as_many(tmp_path):
     rows = [answer(n, range(n % 7)) for n in range(50)]
-    (tmp_path / "rows.jsonl").write_bytes(to_lines(rows))
+    (tmp_path / "rows.jsonl").write_bytes(b"".join(to_lines(rows)))
     light = [dataclasses.replace(row, text="", token_ids=(0,) * len(row.token_ids)) for row in rows]
     assert load_rows(tmp_path / "rows.jsonl", Response, texts=False) == light
 
 
 def test_rows_share_their_ids_of_which_a_million_rows_own_would_fill_the_memory(tmp_path):
     rows = [answer(n, [40_000, 300, 40_000 + n]) for n in range(4)]
-    (tmp_path / "rows.jsonl").write_bytes(to_lines(rows))
+    (tmp_path / "rows.jsonl").write_bytes(b"".join(to_lines(rows)))
     first, *others = load_rows(tmp_path / "rows.jsonl", Response)
     for row in others:
         assert row.prompt_id is first.prompt_id and row.token_ids[0] is first.token_ids[0]
