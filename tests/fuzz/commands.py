@@ -24,7 +24,7 @@ CONFIGS = (
     "print('x' * 100)\n", "1 / 0", "def f(): return f()\nf()", "get_config = 3", "def get_config(): return None",
     "def get_config(): return {}", "def get_config(): raise ValueError('a\\nb')", "def get_config(): yield 1",
     "def get_config(x): return x", "import nothing_of_this_name", "def get_config(: pass", "\x00", "",
-    "def get_config(): return get_config()", "raise Exception()", "raise GeneratorExit", "import os; os.close(2)",
+    "def get_config(): return get_config()", "raise Exception()", "raise GeneratorExit", "import os; os.chdir('/')",
     "class C:\n  def __repr__(self): raise ValueError\ndef get_config(): return C()",
 )  # fmt: skip
 VALUES = (

@@ -148,7 +148,7 @@ def test_python_of_a_user_may_raise_what_it_likes(text, tmp_path, capsys):
         checked_score(lambda prompt, response: 1 / 0, (), "x")
 
 
-@pytest.mark.parametrize("value", ["10 ** 5000", "2 ** 70", "float('nan')", "object()", "'\\ud800'"])
+@pytest.mark.parametrize("value", ["10 ** 5000", "float('nan')", "object()", "'\\ud800'"])
 def test_a_configuration_of_any_values_is_refused_in_one_line(value, tmp_path):
     path = tmp_path / "config.py"
     path.write_text(
