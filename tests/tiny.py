@@ -99,6 +99,13 @@ def write_manifest(folder: Path, rows: Iterable[dict[str, Any]]) -> None:
     write_jsonl(folder / "manifest.jsonl", ({k: v for k, v in row.items() if k != "chain"} for row in rows))
 
 
+def forget(folder: Path, *artefacts: str) -> None:
+    """Takes artefacts off record, so that they count as they are."""
+    rows = read_jsonl(folder / "manifest.jsonl")
+    assert set(artefacts) <= {row["artefact"] for row in rows}
+    write_manifest(folder, (row for row in rows if row["artefact"] not in artefacts))
+
+
 def make_data(folder: Path) -> Path:
     """`model/`, `ift.jsonl`, `eft.jsonl`, `prompts.jsonl` and `judge.txt` in one folder."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -151,6 +151,8 @@ def _check(hint: Any) -> Callable[[Any], bool]:
         return lambda value: type(value) is float and -math.inf < value < math.inf or _check(int)(value)
     if inner == (int, ...):
         return _are_ids
+    if typing.get_origin(hint) is typing.Literal:
+        return lambda value: value in inner
     if isinstance(hint, types.UnionType) or inner[1:] == (...,):
         checks = [_check(each) for each in inner if each is not ...]
         if isinstance(hint, types.UnionType):
@@ -176,6 +178,8 @@ def _said(hint: Any) -> str:
         return " or ".join(map(_said, typing.get_args(hint)))
     if typing.get_args(hint) == (int, ...):
         return "a list of token ids"
+    if typing.get_origin(hint) is typing.Literal:
+        return f"one of {', '.join(typing.get_args(hint))}"
     return words.get(hint, "an object" if typing.get_origin(hint) is dict else "a list of the right things")
 
 

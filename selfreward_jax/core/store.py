@@ -333,7 +333,7 @@ class Manifest:
           UserError: it is not.
         """
         if changed := self.changed(artefact):
-            raise UserError(f"{self.root}: {changed}; restore it from a copy, or {mend}.")
+            raise UserError(f"{self.root}/{changed}; restore it from a copy, or {mend}.")
         return self.root / artefact
 
     def changed(self, artefact: str) -> str:

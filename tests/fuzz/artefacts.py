@@ -112,6 +112,10 @@ def collected(rng: random.Random, folder: Path) -> Thunk:
     files = sorted(p for p in run.rglob("*") if p.is_file())
     for path in rng.sample(files, rng.choice((1, 1, 2))):
         damaged(rng, path)
+    if (
+        rng.random() < 0.5 and (run / "manifest.jsonl").is_file()
+    ):  # else most changes are noticed before anything is read
+        (run / "manifest.jsonl").unlink()
     whole = rng.random() < 0.1
     facts = functools.partial(collect, epath.Path(run), samples=3)
     return (lambda: render(facts())) if whole else facts

@@ -132,6 +132,9 @@ def test_a_report_of_a_damaged_run_names_the_file(name, damage, finished, tmp_pa
     text = damage((run / name).read_text())
     (run / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     assert_refused_at_once(capsys, ["report", f"--workdir={run}"], str(run / name))
+    if name != "manifest.jsonl":  # as it was written, for all that is known, and still nothing that can be used
+        tiny.forget(run, name)
+        assert_refused_at_once(capsys, ["report", f"--workdir={run}"], str(run / name))
 
 
 @pytest.mark.parametrize(

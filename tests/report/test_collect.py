@@ -106,12 +106,14 @@ def test_a_line_of_metrics_that_is_being_written_is_left_out(run):
     path = run / "m3" / "metrics.jsonl"
     steps = len(tiny.read_jsonl(path))
     path.write_text(path.read_text() + '{"step": 99, "lo')
+    tiny.forget(run, "m3/metrics.jsonl")
     training = collect(epath.Path(run), samples=0).models[3].training
     assert training and len(training.curve) == steps
 
 
 def test_iterations_without_pairs_are_no_error(run):
     (run / "m3" / "pairs.jsonl").write_text("")
+    tiny.forget(run, "m3/pairs.jsonl")
     facts = collect(epath.Path(run), samples=50)
     assert facts.iterations[1].pairs == ()
     assert "From prompts to pairs" in render(facts)
@@ -120,6 +122,9 @@ def test_iterations_without_pairs_are_no_error(run):
 def test_a_damaged_file_is_named_with_its_line(run):
     path = run / "m2" / "judgements.jsonl"
     path.write_text(path.read_text() + "{broken\n")
+    with pytest.raises(UserError, match=r"m2/judgements.jsonl: not what was written"):
+        collect(epath.Path(run), samples=0)
+    tiny.forget(run, "m2/judgements.jsonl")
     with pytest.raises(UserError, match=r"m2/judgements.jsonl:\d+: not valid JSON"):
         collect(epath.Path(run), samples=0)
 
@@ -132,6 +137,7 @@ def test_prompts_of_both_seeds_are_there_once(run, tmp_path):
     config = json.loads((run / "config.json").read_text())
     config["seeds"]["eft"] = str(tmp_path / "eft.jsonl")
     (run / "config.json").write_text(json.dumps(config))
+    tiny.forget(run, "config.json")
     seeds = collect(epath.Path(run), samples=0).seeds
     assert seeds["EFT seeds"] == ("Why is it so?", "And <b>now</b>?")
     assert seeds["IFT seeds"]
@@ -141,4 +147,5 @@ def test_a_run_whose_seeds_are_gone_has_a_report(run, tmp_path):
     config = json.loads((run / "config.json").read_text())
     config["seeds"]["ift"] = str(tmp_path / "gone.jsonl")
     (run / "config.json").write_text(json.dumps(config))
+    tiny.forget(run, "config.json")
     assert "IFT seeds" not in collect(epath.Path(run), samples=0).seeds

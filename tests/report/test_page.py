@@ -42,6 +42,7 @@ def poison(run: Path, name: str, text: str) -> None:
             else:
                 row[FIELDS[name]] = text + row[FIELDS[name]]
         tiny.write_jsonl(path, rows)
+        tiny.forget(run, str(path.relative_to(run)))
 
 
 @pytest.fixture(scope="module")
