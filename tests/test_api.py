@@ -317,7 +317,7 @@ def test_preferences_of_ones_own_are_learnt_from_as_text_or_messages(model):
     plain = {"prompt": "What is it?", "chosen": "A cat.", "rejected": "No.", "source": "me"}
     say = lambda text: [{"role": "assistant", "content": text}]  # noqa: E731
     spoken = {"prompt": QUESTION, "chosen": say("A cat."), "rejected": say("No.")}
-    (pair, same) = (given(row, model.chat) for row in (plain, spoken))
+    (pair, same) = (given(row, model.chat, model.config.vocab_size) for row in (plain, spoken))
     assert isinstance(pair, Pair) and pair == same and pair.prompt_token_ids == tuple(model.chat.prompt_ids(QUESTION))
     assert pair.chosen_token_ids == tuple(model.chat.answer_ids(QUESTION, "A cat.")[1])
     assert given(dataclasses.asdict(dataclasses.replace(pair, chosen_token_ids=(7, 2))), model.chat) == (
