@@ -320,9 +320,8 @@ def test_preferences_of_ones_own_are_learnt_from_as_text_or_messages(model):
     (pair, same) = (given(row, model.chat, model.config.vocab_size) for row in (plain, spoken))
     assert isinstance(pair, Pair) and pair == same and pair.prompt_token_ids == tuple(model.chat.prompt_ids(QUESTION))
     assert pair.chosen_token_ids == tuple(model.chat.answer_ids(QUESTION, "A cat.")[1])
-    assert given(dataclasses.asdict(dataclasses.replace(pair, chosen_token_ids=(7, 2))), model.chat) == (
-        dataclasses.replace(pair, chosen_token_ids=(7, 2))
-    )
+    other = dataclasses.replace(pair, chosen_token_ids=(7, 2))
+    assert given(dataclasses.asdict(other), model.chat, model.config.vocab_size) == other
     _, log = sr.dpo(model, [plain], batch_size=1, dropout=0.0)
     assert log[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
 

@@ -237,21 +237,21 @@ def load_chat(path: str, chat_template: str = "", date: str = "") -> tuple[Llama
         tokenizer = within_vocabulary(tokenizer, config.vocab_size, template, str(location))
         chat = Chat(tokenizer, template=template, eos_ids=config.eos_token_ids, bos_id=config.bos_token_id, date=date)
     check_end_ids(str(location), config, chat)
+    if chat.bos_id is not None and not 0 <= chat.bos_id < config.vocab_size:
+        raise UserError(
+            f"{location}: the begin id {chat.bos_id} lies outside the vocabulary of {config.vocab_size}; mend"
+            " bos_token_id in config.json."
+        )
     return config, chat
 
 
 def check_end_ids(name: str, config: LlamaConfig, chat: Chat) -> None:
-    """Raises `UserError` if an id that is to begin or end texts is none of the vocabulary."""
+    """Raises `UserError` if an id that is to end texts is none of the vocabulary, and so can never be drawn."""
     wrong = next((i for i in chat.eos_ids if not 0 <= i < config.vocab_size), None)
     if wrong is not None:
         raise UserError(
             f"{name}: the end id {wrong} lies outside the vocabulary of {config.vocab_size}; mend eos_token_id in"
             " config.json or generation_config.json."
-        )
-    if chat.bos_id is not None and not 0 <= chat.bos_id < config.vocab_size:
-        raise UserError(
-            f"{name}: the begin id {chat.bos_id} lies outside the vocabulary of {config.vocab_size}; mend bos_token_id"
-            " in config.json."
         )
 
 

@@ -43,7 +43,6 @@ class StubChat:
     """What the engine asks of a tokenizer."""
 
     eos_ids: tuple[int, ...] = ()
-    bos_id: int | None = None
 
     def decode(self, ids: Sequence[int]) -> str:
         return " ".join(map(str, ids))
