@@ -30,6 +30,8 @@ from selfreward_jax.core.rows import content_id
 from selfreward_jax.core.store import disk_error, free_bytes
 
 METADATA_BYTES = 1 << 20  # more than what Orbax writes beside the arrays
+# How TensorStore says that it can't read something now.
+UNREAD = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "PERMISSION_DENIED", "UNAUTHENTICATED")
 UNFINISHED = "orbax-checkpoint-tmp"  # in the names of what Orbax has not yet renamed
 FACTS = (
     "_CHECKPOINT_METADATA"  # Orbax's file in each checkpoint, where what we say of it stands under `custom_metadata`
@@ -242,12 +244,21 @@ def restore(
         except (UserError, MemoryError, jax.errors.JaxRuntimeError):
             raise
         except Exception as error:  # of whatever kind: a damaged file reaches readers of four libraries
+            _raise_unread(where, error)
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
             raise Damaged(where, reason) from error
         for expected in filter(None, (own.get("hashes", {}).get(name), (hashes or {}).get(name))):
             if made != expected:
                 raise Damaged(where, f"{name} is not what was saved: hash {expected} expected, {made} found")
     return found
+
+
+def _raise_unread(where: epath.Path, error: Exception) -> None:
+    """Raises `UserError` if an error says of the disk or the network that it can't be read now, not of the files."""
+    absent = isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError)
+    if (isinstance(error, OSError) and not absent) or any(status in str(error) for status in UNREAD):
+        why = f"can't be read ({first_line(error)[:200]})"
+        raise UserError(f"{where}: {why}; mend that, and run the same command again to go on.") from error
 
 
 def facts_of(folder: epath.Path, step: int) -> dict[str, Any]:
@@ -261,6 +272,7 @@ def facts_of(folder: epath.Path, step: int) -> dict[str, Any]:
     try:
         return dict(json.loads((folder / str(step) / FACTS).read_text())["custom_metadata"] or {})
     except (OSError, ValueError, KeyError, TypeError) as error:
+        _raise_unread(folder / str(step), error)
         raise Damaged(folder / str(step), f"{FACTS}: {first_line(error)}") from error
 
 

@@ -5,6 +5,8 @@ import difflib
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 
+from selfreward_jax.core.interrupt import Interrupted
+
 MOST_CHARACTERS = 800  # of a message; a path or a value of megabytes would bury what is wrong with it
 
 
@@ -69,7 +71,7 @@ def foreign_code(where: str, but: tuple[type[BaseException], ...] = ()) -> Itera
     """
     try:
         yield
-    except (KeyboardInterrupt, UserError, *but):
+    except (KeyboardInterrupt, Interrupted, UserError, *but):
         raise
     except BaseException as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]

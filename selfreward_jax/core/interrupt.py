@@ -14,8 +14,11 @@ T = TypeVar("T")
 ASKED = "selfreward: asked to stop: it will once the work in hand is saved; a second signal ends it at once.\n"
 
 
-class Interrupted(Exception):
-    """The run was asked to stop, and everything done so far is on disk, where its text doesn't say otherwise."""
+class Interrupted(BaseException):
+    """The run was asked to stop, and everything done so far is on disk, where its text doesn't say otherwise.
+
+    As Python's own `KeyboardInterrupt`, it is no `Exception`, which many a library catches and goes on.
+    """
 
 
 class Interrupt:

@@ -101,10 +101,6 @@ def remote_error(error: BaseException) -> str:
     return ""
 
 
-def exists(path: epath.PathLike) -> bool:
-    return epath.Path(path).exists()
-
-
 def sha256_file(path: epath.PathLike) -> str:
     digest = hashlib.sha256()
     with epath.Path(path).open("rb") as file:
@@ -148,9 +144,9 @@ def is_claimed(path: epath.Path, inputs: Mapping[str, Any]) -> bool:
     inputs = json.loads(json.dumps(inputs))
     if not path.exists():
         older = path.parent / f"{path.name.removesuffix('.json')}.sha256"  # of version 0.1: the hash alone
-        return older.exists() and older.read_text() == sha256_json(inputs)
+        return older.exists() and older.read_bytes() == sha256_json(inputs).encode()
     try:
-        stored = json.loads(path.read_bytes())
+        stored = loads(path.read_bytes().decode())
         if sha256_json(stored["inputs"]) != stored["sha256"]:
             raise ValueError
     except (ValueError, KeyError, TypeError):
@@ -355,13 +351,14 @@ class Manifest:
         return ""
 
     def record(self, artefact: str, inputs: Mapping[str, Any], **facts: Any) -> None:
-        """Adds or replaces an artefact's line; a replaced artefact that has inputs moves to the end."""
+        """Adds or replaces an artefact's line; one that was made from other inputs moves to the end."""
         row = json.loads(json.dumps({"artefact": artefact, **facts, "inputs": inputs}))  # as it will be read back
         inputs = row["inputs"]
         before = self._entries.get(artefact)
-        if before and {**row, "made_by": 0} == {**before, "made_by": 0, "inputs": filled_up(before["inputs"], inputs)}:
+        same = before is not None and filled_up(before["inputs"], inputs) == inputs
+        if before and same and {**row, "made_by": 0} == {**before, "made_by": 0, "inputs": inputs}:
             return  # by whichever version
-        if inputs:  # else it was made from nothing on record, and keeps its place
+        if not same and inputs:  # else what was made from it stays behind it
             self._entries.pop(artefact, None)
         self._entries[artefact] = row
         self._write()

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from etils import epath
 from jax.sharding import Mesh
 
+from selfreward_jax.core import hosts
 from selfreward_jax.core.bits import tree_hash
 from selfreward_jax.core.checkpoints import Checkpoints, Damaged, restore
 from selfreward_jax.core.errors import UserError, about, first_line, shown
@@ -143,7 +144,11 @@ def _facts(location: epath.Path) -> dict[str, Any]:
         facts = dict(json.loads(hf.read_bytes(path)))
     except (RecursionError, TypeError, ValueError) as error:
         raise UserError(f"{path}: not what a run wrote of its model ({first_line(error)}); restore it.") from None
-    if changed := Manifest(location.parent).changed(f"{location.name}/{MODEL_FILE}"):
+    try:
+        changed = Manifest(location.parent).changed(f"{location.name}/{MODEL_FILE}")
+    except UserError:  # perhaps another program's, in whose folder lies a copy of the model
+        changed = ""
+    if changed:
         mend = "restore it from a copy, or run that run's command again, which makes it again"
         raise UserError(f"{location.parent}: {changed}; {mend}.")
     return facts
@@ -301,10 +306,11 @@ def load_model(
 
 def save_merged(folder: epath.Path, step: int, params: Params) -> dict[str, str]:
     """Saves weights beside a training's checkpoints. Returns what the model file is to say of it."""
-    checkpoints = Checkpoints(folder / MERGED)
-    if checkpoints.latest() != step:
+    if is_writer() and (folder / MERGED).exists():  # of a stop before the model file, or damaged since
+        (folder / MERGED).rmtree()
+    hosts.wait(f"{folder / MERGED} is free")
+    with Checkpoints(folder / MERGED) as checkpoints:
         checkpoints.save(step, {"params": params})
-    checkpoints.close()
     return {"weights": MERGED}
 
 

@@ -66,7 +66,10 @@ class Folder:
       root: where everything lies.
       interrupt: checked between rows, so that a stop loses nothing.
       manifest: what was made, by what, from what.
+      forced: whether what is made again may be other than what is on record.
     """
+
+    forced = False
 
     def __init__(self, root: epath.PathLike, interrupt: Interrupt | None = None):
         self.root = local_path(root)
@@ -129,11 +132,11 @@ class Folder:
           UserError: it is not what is on record, and what was made from that is there.
         """
         entry = self.manifest.entry(artefact)
-        if entry is None or not inputs or not self.manifest.is_made(artefact, inputs):
+        if self.forced or entry is None or not inputs or not self.manifest.is_made(artefact, inputs):
             return
         (name, value), *_ = found.items()
         later = [name for name in self.manifest.after(artefact) if (self.root / name).exists()]
-        if not later or entry.get(name, value) == value or (name == "sha256" and not self.manifest.changed(artefact)):
+        if not later or entry.get(name, value) == value:
             return
         folders = sorted({name.partition("/")[0] for name in (artefact, *later)})
         raise UserError(

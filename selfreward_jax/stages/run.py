@@ -76,7 +76,7 @@ class Run(Work):
           UserError: the folder belongs to another configuration, or isn't a run.
         """
         _claim(local_path(workdir), config, resume)
-        self._forced = resume == "force"
+        self.forced = resume == "force"
         hosts.wait("the run is claimed")
         super().__init__(workdir, config, interrupt)
         with contextlib.suppress(ReadOnly):  # nothing needs to be written to a run that is finished
@@ -94,7 +94,7 @@ class Run(Work):
         inputs = {"stage": "base", "model": c.to_dict()}
         config, chat = self._chat
         words = {**chat.hashes, "config": json.loads(config_to_json(config, c.param_dtype))}
-        if not self.is_made(f"m0/{MODEL_FILE}", inputs) or (self._forced and self._other(words)):
+        if not self.is_made(f"m0/{MODEL_FILE}", inputs) or (self.forced and self._other(words)):
             model = self._read_base()
             self._loaded = ("m0", model)
             facts = {"hash": model.hash, "path": c.path, **words}
@@ -102,6 +102,7 @@ class Run(Work):
             facts |= {"date": model.chat.date} if model.chat.date else {}
             commit = commit_of(locate(self._base_path, "config"))
             facts |= {"commit": commit} if commit else {}
+            self.check_again(f"m0/{MODEL_FILE}", inputs, hash=model.hash)
             write_atomic(self.root / "m0" / MODEL_FILE, json.dumps(facts, indent=2) + "\n")
             self.record(f"m0/{MODEL_FILE}", inputs, **facts)
         if other := self._other(words):
@@ -113,7 +114,7 @@ class Run(Work):
 
     def _other(self, words: dict[str, Any]) -> str:
         """What of M0 beside its weights is not as recorded, as far as that is known; for people."""
-        facts = json.loads((self.root / "m0" / MODEL_FILE).read_text())
+        facts = read_json(self.root / "m0" / MODEL_FILE)
         then, now = ({**x, **{f"config.json's {k}": v for k, v in x.get("config", {}).items()}} for x in (facts, words))
         names = [name for name in now if name != "config" and name in then and then[name] != now[name]]
         return f"its {names[0]}" if names else ""

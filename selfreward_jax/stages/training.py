@@ -203,6 +203,7 @@ def train_model(
         model = work.load(work.step(step))
         del work
     choice = chosen(run, title, step, log, record) if record else {}
+    run.check_again(f"m{t}/{MODEL_FILE}", inputs, hash=model.hash)
     where, beside = {}, []
     if model.adapter:
         beside += write_adapter(folder, model.config, dataclasses.replace(model.adapter, base=init.name))

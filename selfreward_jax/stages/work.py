@@ -7,7 +7,6 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.interrupt import Interrupt
 from selfreward_jax.core.mesh import make_mesh, make_rules
 from selfreward_jax.core.profile import Tracer, Window
@@ -84,20 +83,10 @@ class Work(Folder, abc.ABC):
         return Tracer(self.root / folder / "profile" / name.removesuffix(".jsonl"), self.profile)
 
     def load(self, ref: ModelRef) -> Model:
-        """The weights of a model; those of any other are let go first.
-
-        Raises:
-          UserError: they are not those that `ref` means.
-        """
+        """The weights of a model; those of any other are let go first."""
         if self._loaded is None or self._loaded[0] != ref.name:
             self._loaded = self._engine = None
-            model = self._read(ref)
-            if ref.hash and model.hash != ref.hash:
-                raise UserError(
-                    f"{ref.name}: its weights have changed: hash {ref.hash} expected, {model.hash} found; restore them"
-                    " from a copy."
-                )
-            self._loaded = (ref.name, model)
+            self._loaded = (ref.name, self._read(ref))
         return self._loaded[1]
 
     def engine(self, ref: ModelRef) -> Engine:

@@ -14,7 +14,7 @@ from selfreward_jax.core.interrupt import Interrupt
 from selfreward_jax.core.lock import alone
 from selfreward_jax.core.paths import local_path
 from selfreward_jax.core.progress import say
-from selfreward_jax.core.rows import Judgement, Pair, Prompt, Response, from_dict, parse_lines
+from selfreward_jax.core.rows import Judgement, Pair, Prompt, Response, load_rows
 from selfreward_jax.loop import score_last, self_reward
 from selfreward_jax.report.make import report_on
 from selfreward_jax.stages import dpo as dpo_stage
@@ -101,7 +101,7 @@ def _rows(work: Run, t: int, name: str, kind: type) -> list:
     path = work.intact(artefact) if work.manifest.entry(artefact) else work.root / artefact
     if not path.exists():
         raise UserError(f"{path}: not there yet; run the stage that makes it first.")
-    return list(parse_lines(path, lambda row: from_dict(kind, row)))  # no pair at all is a result too
+    return load_rows(path, kind) if path.stat().length else []  # no pair at all is a result too
 
 
 @alone(_workdir)
