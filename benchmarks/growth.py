@@ -75,12 +75,13 @@ class Ids:
 
     eos_ids = (2,)
 
-    def prompt_ids(self, messages) -> tuple[int, ...]:
-        return tuple(range(1000, 1040))
+    def prompts_ids(self, conversations) -> list[list[int]]:
+        return [list(range(1000, 1040))] * len(conversations)
 
 
 def pairs(folder: Path) -> Iterator[str]:
     from selfreward_jax.core.rows import Judgement, Prompt, Response, content_id, load_rows, to_lines
+    from selfreward_jax.core.store import write_atomic
     from selfreward_jax.stages.pairs import make_pairs
     from selfreward_jax.stages.work import ModelRef
 
@@ -103,8 +104,8 @@ def pairs(folder: Path) -> Iterator[str]:
         min_margin=0.0,
         keep_truncated=False,
     )
-    (folder / "m2/pairs.jsonl").write_bytes(to_lines(made))
-    (folder / "m2/dropped.jsonl").write_bytes(to_lines(drops))
+    write_atomic(folder / "m2/pairs.jsonl", to_lines(made))
+    write_atomic(folder / "m2/dropped.jsonl", to_lines(drops))
     yield "pairs made and written"
 
 

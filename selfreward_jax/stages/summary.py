@@ -74,6 +74,8 @@ def summarise(run: Run) -> list[dict[str, Any]]:
         say(f"{changed}; made again")
     with contextlib.suppress(ReadOnly):  # it is printed as well
         write_changed(run.root / SUMMARY, json.dumps(rows, indent=2) + "\n")
+        if run.manifest.changed(SUMMARY):  # what it tells of was made since, and stands before it
+            run.manifest.forget(SUMMARY)
         run.record(SUMMARY, {})
     return rows
 
