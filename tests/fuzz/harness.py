@@ -332,6 +332,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not names:
         print(f"no target is named like {options.only}", file=sys.stderr)
         return 2
+    data()  # here, and not by each worker within the limits of an input
     seeds = range(options.first, options.first + options.n)
     found: dict[str, list[tuple[str, int, Finding]]] = {}
     began = time.monotonic()
