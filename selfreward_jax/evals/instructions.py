@@ -252,7 +252,8 @@ def _is_text(value: object) -> bool:
 
 
 def _is_count(value: object) -> bool:
-    return type(value) is int and value >= 0  # true and false are no numbers
+    """Also 300.0: pandas makes a column of whole numbers and nulls one of floats. True and false are no numbers."""
+    return (type(value) is int or (type(value) is float and value.is_integer())) and value >= 0
 
 
 TEXT = (_is_text, "text that is not empty")
@@ -303,4 +304,5 @@ def check_instruction(kind: str, arguments: Mapping[str, Any]) -> None:
 
 def follows(kind: str, arguments: Mapping[str, Any], response: str) -> bool:
     """Whether a response follows an instruction; an empty one follows none."""
-    return bool(response.strip()) and VERIFIERS[kind](response, **arguments)
+    whole = {name: int(value) if type(value) is float else value for name, value in arguments.items()}
+    return bool(response.strip()) and VERIFIERS[kind](response, **whole)

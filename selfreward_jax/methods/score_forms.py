@@ -101,7 +101,7 @@ _CLOSERS = re.compile(rf"(?:{_H}[)\]}}>\"'”’»])*+")
 _FORM = re.compile(
     rf"{_S}[(\"'“]*+{_H}(?:\Z|(?:[nx#?]|\.\.\.|…)(?![\w/])|(?:a\s++number\s++)?+{_RANGE}(?!{_S}[+=/%]))", re.IGNORECASE
 )
-_SLOT = re.compile(rf"{_S}[<\[{{](?P<inside>[^<>\[\]{{}}\n]{{0,80}})[>\]}}]")
+_SLOT = re.compile(rf"{_S}[<\[{{](?P<inside>[^<>\[\]{{}}\n]{{0,80}})[>\]}}](?!{_H}\d)")
 _WHOLE = re.compile(_RANGE, re.IGNORECASE)
 
 # What may stand right behind a score: an end, a closing tag, or a mark that no number goes on behind.
@@ -167,8 +167,9 @@ def find_score(judgement: str, scale: Scale) -> Found | None:
         own = None if _of_else(label) else _OWN.search(before)
         if label[0].startswith("<"):
             own = _OWN.search("\n")
-        if own and in_quotation(judgement, start - len(own["words"]), key=any(mark in label[0] for mark in MARKS)):
-            own = None
+        if own:
+            key = any(mark in label[0] for mark in MARKS)
+            own = None if in_quotation(judgement, start - len(own["words"]), key, last=found is None) else own
         if own is None:  # the score of something else, or a word about scores
             if found is None and _numbers(text[end : end + _AFTER].partition("\n")[0]):
                 return None

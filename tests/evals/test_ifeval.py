@@ -150,7 +150,7 @@ def test_a_row_that_cannot_be_verified_is_refused(change, expected):
 
 
 WRONG = {
-    int: ["2", "two", "", 2.0, 2.5, True, False, -1, [2], {}, float("nan"), float("inf"), 10**400 * -1],
+    int: ["2", "two", "", -2.0, 2.5, True, False, -1, [2], {}, float("nan"), float("inf"), 10**400 * -1],
     str: ["", " \n", 2, 2.5, True, ["x"], {"x": 1}, float("nan")],
     list: ["abc", "", [], [""], ["a", " "], ["a", None], ["a", 5], [["a"]], 5, True, {"a": 1}],
 }
@@ -176,6 +176,15 @@ def test_an_argument_of_another_type_is_refused_by_its_row(case, monkeypatch):
     with pytest.raises(ValueError, match="nth_paragraph must be a whole number from 1"):
         case = next(c for c in CASES if "nth_paragraph" in c[1])
         parse_task({"prompt": "p", **one(case[0], **{**case[1], "nth_paragraph": 0})})
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if any(type(x) is int for x in c[1].values())], ids=lambda c: c[0])
+def test_a_whole_number_written_as_a_float_is_that_number(case):
+    """So pandas writes a column of whole numbers that holds nulls."""
+    kind, arguments, good, bad = case
+    floats = {name: float(x) if type(x) is int else x for name, x in arguments.items()}
+    check_instruction(kind, floats)
+    assert follows(kind, floats, good) and not follows(kind, floats, bad)
 
 
 def test_every_argument_of_every_kind_has_a_type():

@@ -196,6 +196,7 @@ UNREAD += [
     "It closes:\n```\nScore: 5\n```",
     "Its last line:\n`Score: 5`",
     "It says: I am great. Score: 5",
+    "Score: 2\nBut wait.\nScore: <> 2>",
 ]
 
 
