@@ -20,7 +20,8 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object without its nulls, which stand for what is absent."""
     made = dict(pairs)
     if len(made) < len(pairs):
-        twice = next(name for n, (name, _) in enumerate(pairs) if name in dict(pairs[:n]))
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
         raise ValueError(f"the field {shorten(twice)} comes twice")
     return {name: value for name, value in pairs if value is not None} if None in made.values() else made
 

@@ -23,6 +23,7 @@ from etils import epath
 
 from selfreward_jax.core import hub_rows, texts
 from selfreward_jax.core.errors import UserError, first_line
+from selfreward_jax.core.interrupt import at_once, each_at_once
 from selfreward_jax.core.json_rows import ArrayReader, checked, row_of
 from selfreward_jax.core.paths import local_path, matching, reading
 from selfreward_jax.core.rows import Row, parse_row, present
@@ -44,6 +45,9 @@ from selfreward_jax.core.tfds_rows import TFDS, tfds_rows
 
 T = TypeVar("T")
 Rows = Iterator[tuple[str, Row]]  # each with its place, for errors
+
+MOST_COLUMNS = 10_000
+MOST_PACKED = 1000  # times, that a column of Parquet may be packed; text packs some 10 times
 
 SPLITS = ("train", "test", "validation", "valid", "val", "dev", "eval")
 
@@ -98,7 +102,7 @@ def fingerprint(spec: epath.PathLike) -> str:
     if not str(spec).startswith((hub_rows.HF, TFDS)) and not (path := local_path(spec)).is_dir():
         if not path.exists():
             raise UserError(f"{path}: no such file.")
-        with reading(path):
+        with reading(path), at_once():
             return sha256_file(path)
     digest = hashlib.sha256()
     for _, split, row in _records(str(spec), "rows", every=True):
@@ -116,11 +120,17 @@ def stem(spec: epath.PathLike) -> str:
 
 
 def _records(spec: str, what: str, every: bool) -> Iterator[tuple[str, str, Row]]:
-    """Place, split and row.
+    """Place, split and row; a signal ends the reading of the next one.
 
     Args:
       every: the rows of all splits; else those of one.
     """
+    with at_once():
+        found = _found(spec, what, every)
+    return each_at_once(found)
+
+
+def _found(spec: str, what: str, every: bool) -> Iterator[tuple[str, str, Row]]:
     if not spec:
         raise UserError(f"no data set is named; it should hold {what}.")
     if spec.startswith(TFDS):
@@ -236,12 +246,38 @@ def _parquet(path: epath.Path) -> Rows:
         try:
             number, table = 0, pyarrow.parquet.ParquetFile(file)
             _check_names(table.schema_arrow.names, f"{path}")
+            _check_packing(table.metadata, path)
             for batch in table.iter_batches(batch_size=1024):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"{path}: row {number}", present(row)
+                large = batch.nbytes > texts.MOST_BYTES
+                for n, row in enumerate(_one_by_one(batch, path, number) if large else batch.to_pylist(), number + 1):
+                    yield f"{path}: row {n}", present(row)
+                number += batch.num_rows
         except (pyarrow.ArrowException, OSError, ValueError) as error:
             raise UserError(f"{path}: not a Parquet file that can be read ({first_line(error)}).") from None
+
+
+def _check_packing(metadata: Any, path: epath.Path) -> None:
+    """Refuses a file that would unpack to rows larger than any, before it does."""
+    number = 0
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        for column in map(group.column, range(group.num_columns)):
+            size, packed = column.total_uncompressed_size, column.total_compressed_size
+            # However many rows there are: one of them may hold it all, if it is packed as no text is.
+            rows = 1 if size > MOST_PACKED * packed else group.num_rows
+            if size > texts.MOST_BYTES * rows:
+                where = f"{path}: row {number + 1} to {number + group.num_rows}"
+                raise UserError(f"{where}: {column.path_in_schema} unpacks to {size >> 20} MiB, which is no row.")
+        number += group.num_rows
+
+
+def _one_by_one(batch: Any, path: epath.Path, before: int) -> Iterator[Row]:
+    """The rows of a batch. Raises `UserError` for one that is larger than any."""
+    for n in range(batch.num_rows):
+        row = batch.slice(n, 1)
+        if row.nbytes > texts.MOST_BYTES:
+            where = f"{path}: row {before + n + 1}"
+            raise UserError(f"{where}: longer than {texts.MOST_BYTES >> 20} MiB, which is no row.")
+        yield row.to_pylist()[0]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -283,9 +319,20 @@ def _cells(path: epath.Path, delimiter: str, form: Form) -> Iterator[tuple[str, 
     csv.field_size_limit(texts.MOST_BYTES)
     with opened(path) as file:
         _expect(path, file.peek(512)[:512], form)
-        reader = csv.reader((line for _, line in read_lines(path, file)), delimiter=delimiter, strict=True)
+        size = 0  # of the row that is being read, which may have many lines
+
+        def lines() -> Iterator[str]:
+            nonlocal size
+            for number, line in read_lines(path, file):
+                size += len(line)
+                if size > texts.MOST_BYTES:
+                    raise UserError(f"{path}:{number}: longer than {texts.MOST_BYTES >> 20} MiB, which is no row.")
+                yield line
+
+        reader = csv.reader(lines(), delimiter=delimiter, strict=True)
         names: list[str] = []
         while True:
+            size = 0
             where = f"{path}:{reader.line_num + 1}"
             try:
                 cells = next(reader, None)
@@ -312,5 +359,8 @@ def _header(cells: list[str], where: str, form: Form) -> list[str]:
 
 
 def _check_names(names: Sequence[str], where: str) -> None:
-    if twice := next((name for n, name in enumerate(names) if name and name in names[:n]), ""):
+    if len(names) > MOST_COLUMNS:
+        raise UserError(f"{where}: {len(names):,} columns; up to {MOST_COLUMNS:,} are read.")
+    seen: set[str] = set()
+    if twice := next((name for name in names if name and (name in seen or seen.add(name))), ""):
         raise UserError(f"{where}: the column {twice} comes twice.")

@@ -20,7 +20,7 @@ from selfreward_jax.core.paths import local_path, reading
 
 FORMS = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv")
 PACKED = (".gz", ".zst")
-MOST_BYTES = 64 << 20  # of a line or a template; what is longer is broken or hostile, and would take the memory
+MOST_BYTES = 16 << 20  # of a line or a template; what is longer is broken or hostile, and would take the memory
 BOM = "\ufeff"
 NEWLINE = b"\n"
 

@@ -6,6 +6,7 @@ feature silently left out.
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,6 +34,8 @@ NUMBERS = {
     "low_freq_factor": (1e-6, 1e6),
     "high_freq_factor": (1e-6, 1e6),
 }
+
+_AS_TEXT = re.compile(r"\d+(\.\d+)?([eE][+-]?\d{1,3})?", re.ASCII)  # as some programs write `1e-05`
 
 # Keys of other architectures (or of Llama variants) that change the forward pass; a set value is refused.
 UNSUPPORTED_KEYS = (
@@ -105,10 +108,11 @@ def number(where: str, name: str, value: Any, limits: str = "") -> Any:
       UserError: it is no number, or outside of its limits.
     """
     key = limits or name
+    given: Any = float(value) if key in NUMBERS and isinstance(value, str) and _AS_TEXT.fullmatch(value) else value
     low, high = SIZES[key] if key in SIZES else NUMBERS[key]
     # Comparing first: NaN is in no range, and an integer of 400 digits is no float.
-    if type(value) in (int, float) and low <= value <= high and (key in NUMBERS or value == int(value)):
-        return float(value) if key in NUMBERS else int(value)
+    if type(given) in (int, float) and low <= given <= high and (key in NUMBERS or given == int(given)):
+        return float(given) if key in NUMBERS else int(given)
     kind = "number" if key in NUMBERS else "whole number"
     raise UserError(f"{where}: {name} is {shown(value)}; a {kind} from {low:,} to {high:,} is needed.")
 
@@ -118,7 +122,8 @@ def token_ids(where: str, name: str, value: Any) -> tuple[int, ...]:
     if value is None:
         return ()
     low, high = SIZES["token id"]
-    ids = value if isinstance(value, list) else [value]
+    ids: list[Any] = value if isinstance(value, list) else [value]
+    ids = [int(token) if type(token) is float and token.is_integer() else token for token in ids]
     if not all(type(token) is int and low <= token <= high for token in ids):
         raise UserError(f"{where}: {name} is {shown(value)}; an id or a list of ids is needed.")
     return tuple(dict.fromkeys(ids))
@@ -199,7 +204,7 @@ def config_from_hf(hf: Mapping[str, Any], where: str = "config.json") -> LlamaCo
 
     def flag(name: str) -> bool:
         value = hf.get(name)
-        if value is not None and not isinstance(value, bool):
+        if value is not None and type(value) is not bool and not (type(value) is int and value in (0, 1)):
             raise UserError(f"{where}: {name} is {shown(value)}; true or false is needed.")
         return bool(value)
 

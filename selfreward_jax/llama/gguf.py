@@ -22,9 +22,10 @@ from gguf.quants import dequantize
 from tokenizers import Regex, decoders, models, pre_tokenizers
 
 from selfreward_jax.core.errors import UserError, first_line, in_one_line, shown
+from selfreward_jax.core.paths import check_file
 from selfreward_jax.llama.config import NUMBERS, LlamaConfig, RopeConfig, check_config, number
 from selfreward_jax.llama.gguf_reader import BoundedReader
-from selfreward_jax.llama.hf import Index, Tensor, assemble_params, check_file, local_copy
+from selfreward_jax.llama.hf import Index, Tensor, assemble_params, local_copy
 from selfreward_jax.llama.model import rope_frequencies
 from selfreward_jax.llama.params import Params
 from selfreward_jax.llama.tokenizer import sentencepiece_bpe, whole_tokens

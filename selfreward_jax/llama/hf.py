@@ -26,7 +26,7 @@ import safetensors.numpy
 from etils import epath
 
 from selfreward_jax.core.errors import UserError, first_line
-from selfreward_jax.core.paths import matching
+from selfreward_jax.core.paths import check_file, is_local, matching
 from selfreward_jax.llama.config import LlamaConfig, config_from_hf, token_ids
 from selfreward_jax.llama.params import Params, ParamSpec, full_shape, is_spec, param_specs
 
@@ -36,6 +36,7 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 MOST_JSON = 128 << 20  # bytes; the largest file of a model that is read whole, a tokenizer.json, has some 35 MiB
+MOST_CONFIG = 1 << 20  # of what only describes a model or an adapter
 
 DTYPES = {"BF16": jnp.bfloat16, "F16": np.float16, "F32": np.float32}
 
@@ -75,11 +76,12 @@ def read_config(folder: epath.PathLike) -> LlamaConfig:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; a Hugging Face model folder (config.json, safetensors) is needed.")
     path = folder / CONFIG
-    config = config_from_hf(read_json(path), where=str(path))
+    config = config_from_hf(read_json(path, MOST_CONFIG), where=str(path))
     generation_path = folder / GENERATION_CONFIG
     if not generation_path.exists():
         return config
-    further = token_ids(str(generation_path), "eos_token_id", read_json(generation_path).get("eos_token_id"))
+    generation = read_json(generation_path, MOST_CONFIG)
+    further = token_ids(str(generation_path), "eos_token_id", generation.get("eos_token_id"))
     return dataclasses.replace(config, eos_token_ids=tuple(dict.fromkeys([*config.eos_token_ids, *further])))
 
 
@@ -271,18 +273,11 @@ def open_tensors(
 
 def local_copy(path: epath.Path, opened: contextlib.ExitStack) -> str:
     """The path of a local file, or of a temporary copy of a remote one: safetensors files are memory-mapped."""
-    if not is_remote(path):
+    if is_local(path):
         return os.fspath(path)
     copy = epath.Path(opened.enter_context(tempfile.TemporaryDirectory())) / path.name
     path.copy(copy)
     return os.fspath(copy)
-
-
-def check_file(path: epath.Path) -> None:
-    """Raises `UserError` for a folder, a pipe or a device in the place of a file: reading one may never end."""
-    # `epath` calls everything a file that is no folder.
-    if not is_remote(path) and os.path.exists(path) and not os.path.isfile(path):
-        raise UserError(f"{path}: not a file that can be read; a model's files are needed.")
 
 
 def read_bytes(path: epath.Path, most: int = MOST_JSON) -> bytes:
@@ -306,13 +301,13 @@ def read_bytes(path: epath.Path, most: int = MOST_JSON) -> bytes:
     return data
 
 
-def read_json(path: epath.Path) -> dict[str, Any]:
+def read_json(path: epath.Path, most: int = MOST_JSON) -> dict[str, Any]:
     """A file of a model that holds a JSON object.
 
     Raises:
       UserError: as `read_bytes`; it holds something else.
     """
-    data = read_bytes(path)
+    data = read_bytes(path, most)
     try:
         value = json.loads(data.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
@@ -327,7 +322,3 @@ def some(names: Iterable[str], verb: bool = True, limit: int = 3) -> str:
     names = list(names)
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more + ((" is" if len(names) == 1 else " are") if verb else "")
-
-
-def is_remote(path: epath.Path) -> bool:
-    return "://" in os.fspath(path)

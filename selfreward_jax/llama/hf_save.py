@@ -18,10 +18,10 @@ from jax.experimental import multihost_utils
 
 from selfreward_jax.configs import base
 from selfreward_jax.core.errors import UserError
-from selfreward_jax.core.paths import local_path
+from selfreward_jax.core.paths import is_local, local_path
 from selfreward_jax.core.store import write_atomic
 from selfreward_jax.llama.config import LlamaConfig, config_to_hf, config_to_json
-from selfreward_jax.llama.hf import CONFIG, GENERATION_CONFIG, INDEX, WEIGHTS, is_remote
+from selfreward_jax.llama.hf import CONFIG, GENERATION_CONFIG, INDEX, WEIGHTS
 from selfreward_jax.llama.params import Params, ParamSpec, param_specs
 
 PROVENANCE = "provenance.json"
@@ -56,7 +56,7 @@ def whole_folder(target: epath.Path) -> Iterator[epath.Path]:
       UserError: `target` exists.
     """
     refuse_existing(target)
-    partial = target if is_remote(target) else target.parent / f"{target.name}.partial"
+    partial = target.parent / f"{target.name}.partial" if is_local(target) else target
     if partial.exists():
         partial.rmtree()  # of an export that was killed; nothing else uses this name
     partial.mkdir(parents=True)
@@ -234,7 +234,7 @@ def _pack(tensors: list[Export], max_bytes: int) -> list[list[Export]]:
 
 def write_safetensors(path: epath.Path, arrays: dict[str, np.ndarray]) -> None:
     metadata = {"format": "pt"}  # transformers refuses a file without it
-    if is_remote(path):
+    if not is_local(path):
         path.write_bytes(safetensors.numpy.save(arrays, metadata))
     else:
         safetensors.numpy.save_file(arrays, os.fspath(path), metadata)

@@ -47,6 +47,7 @@ UNSUPPORTED_KEYS = (
 # Starts that leave the base as it is; others (PiSSA, OLoRA, LoftQ) subtract from it what the adapter begins with.
 PLAIN_STARTS = (None, True, False, "gaussian", "orthogonal", "eva")
 MOST_PATTERNS = 10_000  # in one field: there are fewer matrices in any model
+MOST_EFFORT = 2_000_000  # of all patterns on all matrices, beside one that leaves nothing open: some seconds
 OPEN = 4  # open repetitions in a pattern, which only has to match the short path of a matrix
 
 
@@ -61,7 +62,7 @@ def base_of(folder: epath.Path) -> str:
     Raises:
       UserError: the adapter doesn't say.
     """
-    fields = hf.read_json(folder / CONFIG)
+    fields = hf.read_json(folder / CONFIG, hf.MOST_CONFIG)
     base, revision = fields.get("base_model_name_or_path"), fields.get("revision")
     if not isinstance(base, str) or not base:
         raise UserError(f"{folder}: {CONFIG} names no base_model_name_or_path; give the base, and this as the adapter.")
@@ -82,7 +83,7 @@ def load_adapter(folder: epath.PathLike, config: LlamaConfig, mesh: Mesh, rules:
     folder = hub.find_adapter(name) if name else local_path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; an adapter is a folder with {CONFIG} and {WEIGHTS}.")
-    fields = hf.read_json(folder / CONFIG)
+    fields = hf.read_json(folder / CONFIG, hf.MOST_CONFIG)
     settings, modules = settings_from_peft(fields, config, where=str(folder / CONFIG))
     if not (folder / WEIGHTS).exists():
         raise UserError(f"{folder}: {WEIGHTS} is missing; adapters are read from safetensors only.")
@@ -133,8 +134,10 @@ def settings_from_peft(
     try:
         rank, alpha = _whole(fields["r"]), float(fields["lora_alpha"])
         dropout = float(fields.get("lora_dropout") or 0.0)
-        ranks = {_compiled(key, where): _whole(value) for key, value in _few(fields, "rank_pattern").items()}
-        alphas = {_compiled(key, where): float(value) for key, value in _few(fields, "alpha_pattern").items()}
+        keys = [*_few(fields, "rank_pattern"), *_few(fields, "alpha_pattern")]
+        _check_patterns(keys, config, where)
+        ranks = {_compiled(key): _whole(value) for key, value in _few(fields, "rank_pattern").items()}
+        alphas = {_compiled(key): float(value) for key, value in _few(fields, "alpha_pattern").items()}
         places = _targets(fields, config, where)
         rslora = bool(fields.get("use_rslora"))
         sizes = [(_of_pattern(ranks, path, rank), _of_pattern(alphas, path, alpha)) for _, _, path in places]
@@ -170,9 +173,15 @@ def _of_pattern(values: Mapping[re.Pattern[str], Any], path: str, default: Any) 
     return next((value for key, value in values.items() if key.match(path)), default)
 
 
-def _compiled(key: str, where: str) -> re.Pattern[str]:
+def _check_patterns(patterns: Sequence[str], config: LlamaConfig, where: str) -> None:
+    """Raises `UserError` for patterns that could take very long on the paths of all matrices."""
+    effort = sum(check_pattern(pattern, where, OPEN, whole=True) for pattern in patterns)
+    if effort * config.num_layers * len(PROJECTIONS) > MOST_EFFORT:
+        raise UserError(f"{where}: {len(patterns)} patterns could take very long on {config.num_layers} layers.")
+
+
+def _compiled(key: str) -> re.Pattern[str]:
     """A key of `rank_pattern` or `alpha_pattern`, which may be a pattern, as the end of a path."""
-    check_pattern(key, where, OPEN)
     return re.compile(rf"(.*\.)?({key})$")
 
 
@@ -184,6 +193,8 @@ def _whole(value: Any) -> int:
 
 def _few(fields: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     found = fields.get(name) or {}
+    if not isinstance(found, Mapping):
+        raise TypeError(f"{name} is {shown(found)}")
     if len(found) > MOST_PATTERNS:
         raise ValueError(f"{name} has {len(found)} entries")
     return found
@@ -202,8 +213,7 @@ def _targets(fields: Mapping[str, Any], config: LlamaConfig, where: str) -> list
     layers, before = fields.get("layers_to_transform"), fields.get("layers_pattern") or r"[^.]*"
     layers = {layers} if isinstance(layers, int) else set(layers or ())
     before = [before] if isinstance(before, str) else before[:MOST_PATTERNS]
-    for pattern in before:
-        check_pattern(pattern, where, OPEN)
+    _check_patterns(before, config, where)
     numbered = [re.compile(rf"(?:^|.*?\.){name}\.(\d+)\.") for name in before]
 
     def ends(path: str, modules: str | frozenset[str]) -> bool:
@@ -243,7 +253,7 @@ def _modules(fields: Mapping[str, Any], name: str, where: str) -> str | frozense
     """One pattern of whole paths, or ends of paths."""
     found = fields.get(name) or []
     if isinstance(found, str):
-        check_pattern(found, where, OPEN)
+        check_pattern(found, where, OPEN, whole=True)
         return found
     if not isinstance(found, list) or not all(isinstance(module, str) for module in found):
         raise UserError(f"{where}: {name} is {shown(found)}; a pattern or a list of names is needed.")

@@ -31,6 +31,8 @@ FILES = ("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "cha
 # What `tokenizer_config.json` may not say: where the tokenizer lies. It lies in the folder.
 ELSEWHERE = ("tokenizer_file", "vocab_file", "merges_file", "gguf_file", "tokenizer_object", "fast_tokenizer_files")
 MOST_GROWTH = 1000  # times, that a tokenizer's rules may lengthen a text; those that are known do it some 30 times
+PROBE = "Why, hé\u0301 said: 12 漢字\n\n  \U0001f600."  # a text that is cut once, and the most ids that it may become
+MOST_PROBE = 1000
 MOST_PIECE = 256  # characters; SentencePiece learns up to 16
 
 # Types of pieces, the same in SentencePiece's and in GGUF files.
@@ -73,6 +75,8 @@ def load_tokenizer(folder: epath.Path) -> Any:
             made.save(str(local / TOKENIZER))
             defaults = {name: token for name, token in named.items() if given.get(name) is None}
         tokenizer = PreTrainedTokenizerFast.from_pretrained(name, local_files_only=True, **defaults)
+        if (found := len(tokenizer.backend_tokenizer.encode(PROBE))) > MOST_PROBE:
+            raise UserError(f"{folder}: its tokenizer makes {found:,} ids of a text of {len(PROBE)} characters.")
     own = tokenizer.chat_template
     if not all(text is None or isinstance(text, str) for text in (own.values() if isinstance(own, dict) else [own])):
         raise UserError(f"{folder}: chat_template is {shown(own)}; a text is needed, or several by name.")
@@ -88,14 +92,15 @@ def _check_given(given: Mapping[str, Any], where: str) -> None:
 
 def _check_rules(state: Mapping[str, Any], where: str) -> None:
     """Refuses a `tokenizer.json` whose rules could take all time or memory, or that cuts a text by chance."""
-    growth = dict.fromkeys(("normalizer", "pre_tokenizer", "post_processor", "decoder"), 1.0)
-    for part in growth:
+    growth = {"encoding": 1.0, "decoding": 1.0}
+    for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
+        way = "decoding" if part == "decoder" else "encoding"
         for rule in _rules(state.get(part)):
             pattern = rule.get("pattern")
             if isinstance(pattern, dict) and isinstance(pattern.get("Regex"), str):
                 check_pattern(pattern["Regex"], where)
-            growth[part] *= _growth(rule)
-            if not growth[part] <= MOST_GROWTH:
+            growth[way] *= _growth(rule)
+            if not growth[way] <= MOST_GROWTH:
                 raise UserError(f"{where}: its {part} makes texts more than {MOST_GROWTH} times as long.")
     model = state.get("model")
     if isinstance(model, dict) and model.get("dropout"):
@@ -115,6 +120,10 @@ def _rules(node: Any) -> Iterator[dict[str, Any]]:
 
 def _growth(rule: Mapping[str, Any]) -> float:
     """How many times as long a rule of `tokenizer.json` may make a text."""
+    if rule.get("type") == "ByteLevel":
+        return 2.0  # of every byte beyond ASCII, a letter beyond ASCII
+    if rule.get("type") == "Prepend" and isinstance(rule.get("prepend"), str):
+        return 1.0 + len(rule["prepend"])
     if rule.get("type") == "Precompiled" and isinstance(rule.get("precompiled_charsmap"), str):
         table = base64.b64decode(rule["precompiled_charsmap"])
         texts = table[4 + int.from_bytes(table[:4], "little") :]
@@ -125,7 +134,8 @@ def _growth(rule: Mapping[str, Any]) -> float:
     pattern, content = rule.get("pattern"), rule.get("content")
     if rule.get("type") == "Replace" and isinstance(content, str) and isinstance(pattern, dict):
         plain = pattern.get("String")
-        return max(1.0, (len(content) + 1 if plain == "" else len(content)) / max(1, len(plain or "")))
+        # An expression may find nothing, between any two characters.
+        return max(1.0, len(content) / len(plain) if plain else len(content) + 1)
     return 1.0
 
 

@@ -6,8 +6,11 @@ import json
 import os
 import pickle
 import re
+import signal
 import subprocess
 import sys
+import threading
+import time
 import tracemalloc
 from pathlib import Path
 
@@ -20,6 +23,7 @@ from hypothesis import strategies as st
 
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.hub_rows import Name, parse_name
+from selfreward_jax.core.interrupt import Interrupt, Interrupted, on_signals
 from selfreward_jax.core.json_rows import ArrayReader
 from selfreward_jax.core.readers import fingerprint, is_data, iter_rows, read_rows, read_table, stem
 from selfreward_jax.core.rows import present
@@ -288,6 +292,74 @@ def test_what_unpacks_to_more_than_the_memory_is_refused_before_it_does(name, li
     assert re.search("MiB, which is no row|field larger than", refusal(tmp_path / name))
     assert tracemalloc.get_traced_memory()[1] < 16 << 20
     tracemalloc.stop()
+
+
+def in_time(spec) -> str:
+    begun = time.process_time()
+    message = refusal(spec)
+    assert time.process_time() - begun < 3
+    return message
+
+
+def test_a_name_that_comes_twice_is_found_among_many(tmp_path):
+    names = [f"c{n}" for n in range(9_000)]
+    (tmp_path / "a.csv").write_text(",".join([*names, "c8999"]) + "\n")
+    assert "the column c8999 comes twice" in in_time(tmp_path / "a.csv")
+    (tmp_path / "b.csv").write_text(",".join(f"c{n}" for n in range(40_000)) + "\n")
+    assert "40,000 columns; up to 10,000 are read" in in_time(tmp_path / "b.csv")
+    fields = ",".join(f'"c{n}": 1' for n in [*range(20_000), 19_999])
+    (tmp_path / "a.jsonl").write_text(f"{{{fields}}}\n")
+    assert "the field 'c19999' comes twice" in in_time(tmp_path / "a.jsonl")
+
+
+def test_a_row_longer_than_any_is_refused(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"prompt": "a", "x": [' + "{}," * 6_000_000 + "{}]}\n")
+    assert in_time(tmp_path / "a.jsonl").endswith("a.jsonl:1: a line of more than 16 MiB, which is no row.")
+    cell = '"' + ("x" * 99 + "\n") * 50_000 + '"'
+    (tmp_path / "a.csv").write_text("a,b,c,d\n1,2,3,4\n" + ",".join([cell] * 4) + "\n")
+    assert in_time(tmp_path / "a.csv").endswith("a.csv:167775: longer than 16 MiB, which is no row.")
+
+
+LARGE = {
+    "in one row": (["a" * (40 << 20)], {}, "row 1 to 1: prompt unpacks to 40 MiB"),
+    "in one of many": ([*["a"] * 999, "a" * (40 << 20)], {}, "row 1 to 1000: prompt unpacks to 40 MiB"),
+    "as it is": (["a", "a" * (17 << 20)], {"compression": "none"}, "row 2: longer than 16 MiB, which is no row"),
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_a_cell_of_parquet_longer_than_any_is_refused(name, tmp_path):
+    cells, options, expected = LARGE[name]
+    table = pyarrow.table({"prompt": cells})
+    pyarrow.parquet.write_table(
+        table, tmp_path / "a.parquet", use_dictionary=False, **{"compression": "zstd"} | options
+    )
+    assert expected in refusal(tmp_path / "a.parquet")
+
+
+def test_rows_of_parquet_that_are_many_mebibytes_together_are_read(tmp_path):
+    cells = [os.urandom(1 << 14).hex() for _ in range(1100)]
+    pyarrow.parquet.write_table(pyarrow.table({"prompt": cells}), tmp_path / "a.parquet")
+    assert [row["prompt"] for row in rows_of(tmp_path / "a.parquet")] == cells
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv"])
+def test_a_signal_ends_the_reading_of_many_rows(name, tmp_path):
+    line = '{"prompt": "what", "response": "it"}\n' if name == "a.jsonl" else "what,it\n"
+    (tmp_path / name).write_text(("" if name == "a.jsonl" else "prompt,response\n") + line * 1_500_000)
+    sent = []
+
+    def send() -> None:
+        sent.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with on_signals(Interrupt()):
+        threading.Timer(0.2, send).start()
+        with pytest.raises(Interrupted):
+            read_rows(tmp_path / name, lambda row: 1, "rows")
+        assert time.monotonic() - sent[0] < 1
+        with pytest.raises(Interrupted):
+            fingerprint(tmp_path / name)
 
 
 def test_a_missing_file_and_an_empty_folder_are_named(tmp_path):

@@ -283,7 +283,7 @@ def test_a_failed_export_leaves_nothing_and_a_killed_one_is_replaced(folder, tmp
 
 def test_a_remote_folder_is_written_directly_and_read_through_local_copies(folder, tmp_path, monkeypatch):
     """No object store here: a local folder takes its place."""
-    monkeypatch.setattr(hf, "is_remote", lambda path: True)
+    monkeypatch.setattr(hf, "is_local", lambda path: False)
     params = load(folder)
     hf_save.save_pretrained(tmp_path / "out", hf.read_config(folder), params, None, max_shard_bytes=40_000)
     assert_bits_equal(load(tmp_path / "out"), params)

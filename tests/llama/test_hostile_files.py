@@ -16,8 +16,8 @@ import tokenizers
 
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.mesh import make_mesh
-from selfreward_jax.llama import gguf, hf, hub, load
-from selfreward_jax.llama.config import config_from_hf
+from selfreward_jax.llama import gguf, hf, hub, load, peft
+from selfreward_jax.llama.config import LlamaConfig, config_from_hf
 from selfreward_jax.llama.patterns import check_pattern
 from selfreward_jax.llama.peft import load_adapter
 from tests.fuzz import model_files as files
@@ -68,15 +68,15 @@ BAD_FIELDS = [
     ("vocab_size", (0, -300, 2**31, "300", True)),
     ("head_dim", (0, 1, 3, -4, 2**31, "4")),
     ("max_position_embeddings", (0, -1, 2**31, 1e30, "256", None)),
-    ("rms_norm_eps", (0, -1e-5, float("nan"), float("inf"), "1e-5", None, True, 2)),
+    ("rms_norm_eps", (0, -1e-5, float("nan"), float("inf"), "1e-500", "nan", "", "0x1", "9" * 999, None, True, 2)),
     ("rope_theta", (0, -5, float("nan"), float("inf"), "x", None, 10**400)),
-    ("tie_word_embeddings", ("no", 0, [])),
-    ("attention_bias", ("false", 1)),
+    ("tie_word_embeddings", ("no", 2, [], 1.5)),
+    ("attention_bias", ("false", -1)),
     ("bos_token_id", ("<s>", [1], 1.5, 2**31, True)),
     ("eos_token_id", ("</s>", [[2]], [None], 2.5, [2**31], {})),
     ("layer_types", (5, "full_attention", [["full_attention"]], {"a": 1})),
     ("rope_scaling", ("linear", 5, [1], {"type": ["linear"]}, {"full_attention": {"rope_type": "default"}})),
-    ("rope_scaling", [{"type": "linear", "factor": f} for f in (0, -1, float("nan"), float("inf"), "2", None)]),
+    ("rope_scaling", [{"type": "linear", "factor": f} for f in (0, -1, float("nan"), float("inf"), "two", None)]),
     ("rope_scaling", [ROPE | {"low_freq_factor": f} for f in (0, 4.0, 8, float("nan"))]),
     ("rope_scaling", [ROPE | {"original_max_position_embeddings": n} for n in (0, -64, 1.5, 2**40)]),
 ]
@@ -97,6 +97,7 @@ def test_a_field_outside_of_what_it_may_be_is_named(name, values):
         {"eos_token_id": None, "bos_token_id": None},
         {"num_key_value_heads": None, "head_dim": None, "rms_norm_eps": 1},
         {"vocab_size": 300.0, "layer_types": None},
+        {"tie_word_embeddings": 0, "rms_norm_eps": "1e-05", "eos_token_id": [2.0, 3]},
         {"tie_word_embeddings": None, "max_position_embeddings": 10485760},
         {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5, "partial_rotary_factor": None}},
     ],
@@ -155,6 +156,12 @@ def test_a_file_of_boundless_size_is_not_read(folder):
     with pytest.raises(UserError, match="more than 128 MiB"):
         use(folder)
     assert time.monotonic() - begun < 10
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+def test_what_describes_a_model_has_a_mebibyte(name, folder):
+    rewrite(folder / name, lambda fields: fields.update(x=[{}] * 500_000))
+    refused(lambda: load.load_model(str(folder)), f"{folder / name}: more than 1 MiB")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -259,7 +266,7 @@ GGUF_FIELDS = [
     ("llama.attention.head_count_kv", (0, 3, [1, 2], "1", [[1]])),
     ("llama.context_length", (0, 2**31, "x")),
     ("llama.rope.freq_base", (0.0, -5.0, float("nan"), float("inf"), "x", [1.0])),
-    ("llama.rope.scaling.factor", (-1.0, float("nan"), float("inf"), "2")),
+    ("llama.rope.scaling.factor", (-1.0, float("nan"), float("inf"), "two")),
     ("llama.attention.layer_norm_rms_epsilon", (0.0, float("nan"), -1.0, "x")),
     ("tokenizer.ggml.tokens", (5, "abc", [1, 2], [[1]], [])),
     ("tokenizer.ggml.token_type", ([1], ["a"], 3)),
@@ -292,7 +299,7 @@ def test_a_gguf_tensor_of_another_size_than_it_says_is_refused(shape, kind, tmp_
 
 def test_rope_divisors_that_are_none_are_refused_quietly(tmp_path, recwarn):
     for value in (0.0, float("nan"), float("inf"), -1.0):
-        tensors = files.gguf_tensors() | {gguf.ROPE_FACTORS: ((2,), 0, struct.pack("<2f", 1.0, value))}
+        tensors = dict(files.gguf_tensors()) | {gguf.ROPE_FACTORS: ((2,), 0, struct.pack("<2f", 1.0, value))}
         (tmp_path / "m.gguf").write_bytes(files.write_gguf(files.gguf_fields(), tensors))
         refused(lambda: read_gguf(tmp_path / "m.gguf"), "rope_freqs.weight")
     assert not recwarn.list
@@ -303,6 +310,15 @@ def test_rope_divisors_that_are_none_are_refused_quietly(tmp_path, recwarn):
 
 SLOW = ["(a+)+(?!a)b", "(a|a)*b", "((a*)*)*c", "a*a*a*a*b", "a?" * 30 + "a" * 30, "(a|a)" * 30, "(.*a){20}", r"(a)\1*b"]
 SLOW += [r"[[](a+)+b", "a{1,9}+b", "x{0,1000}x{0,1000}x{0,1000}x{0,1000}y", "a" * 30_000]
+SLOW += [
+    r"\s*\s*\s*\d",
+    r"( *\n *)+x",
+    r"(?:\w+_)*x",
+    r"(?:[a.]*\.)*x",
+    r"(?:\w+\.?)*x",
+    r"((a+)+,)+",
+    r"(?:a+(b|a)*)+,",
+]
 
 
 @pytest.mark.parametrize("pattern", SLOW, ids=lambda pattern: pattern[:20])
@@ -327,6 +343,15 @@ KNOWN = [
     r"\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿ]+",
     r" ?[^(\s|[.,!?…。，、।۔،])]+",
     r"(?=(\d{3})+(?!\d))",
+    r"[0-9][0-9][0-9]",
+    # tiktoken's of GPT-4, Qwen, and what converters write
+    r"(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|"
+    r"\s+(?!\S)|\s",
+    gguf.LLAMA3_WORDS.replace("{1,3}", ""),
+    r"(?:\r?\n)+",
+    r"( *\n *)+",
+    r"(?:\r?\n)+x",
+    r"(?<word>\p{L}+)",
     r"model\.layers\.([0-9]|1[0-9])\.self_attn\.(q|v)_proj",
     r".*\.(q_proj|v_proj)",
 ]
@@ -335,6 +360,26 @@ KNOWN = [
 @pytest.mark.parametrize("pattern", KNOWN, ids=lambda pattern: pattern[:20])
 def test_the_patterns_of_known_models_are_used(pattern):
     check_pattern(pattern, "")
+
+
+NAMED = [
+    r"(?:\w+\.)*q_proj",
+    r"(?P<a>model)\.layers.*",
+    r"(.*\.)?layers\.(\d+)\.(.+)\.(q|v)_proj",
+    r"(?:.*?(?:language|text).*?(?:self_attn|mlp).*?(?:k_proj|v_proj|q_proj).*?)|(?:\bmodel\.layers\.[\d]{1,}\.mlp\.up_proj)",
+    "|".join(rf"model\.layers\.{i}\.(self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj" for i in range(80)),
+]
+
+
+@pytest.mark.parametrize("pattern", NAMED, ids=lambda pattern: pattern[:20])
+def test_the_patterns_by_which_adapters_name_matrices_are_used(pattern):
+    check_pattern(pattern, "", peft.OPEN, whole=True)
+
+
+@pytest.mark.parametrize("pattern", [r"( *\n *)+", r"(?P<a>a)(?P=a)", r"(?P>a)", r"(?:\d{1,3})+"])
+def test_what_has_to_match_a_whole_path_may_fail_at_its_end(pattern):
+    with pytest.raises(UserError, match="could take very long"):
+        check_pattern(pattern, "", peft.OPEN, whole=True)
 
 
 def test_what_the_check_of_patterns_lets_through_ends(folder):
@@ -355,8 +400,12 @@ def test_what_the_check_of_patterns_lets_through_ends(folder):
         "(?=a)",
         "(?!b)",
         "(a+)?",
+        "(?:a+,)*",
+        "(?:,[ab]*)+",
+        "(a?b*)+",
+        "a{1,3}+",
     ]
-    while tried < 150:
+    while tried < 200:
         pattern = "".join(rng.choice(pieces) for _ in range(rng.randrange(1, 9))) + rng.choice(("", "c", "$"))
         try:
             check_pattern(pattern, "")
@@ -364,7 +413,7 @@ def test_what_the_check_of_patterns_lets_through_ends(folder):
         except Exception:
             continue
         tried += 1
-        for text in ("a" * 60, "ab" * 30, "aab" * 20 + "d"):
+        for text in ("a" * 60, "ab" * 30, "aab" * 20 + "d", "a,ab," * 20 + "d"):
             begun = time.process_time()
             split.pre_tokenize_str(text)
             assert time.process_time() - begun < 1, pattern
@@ -389,6 +438,47 @@ TOKENIZERS = {
             }
         ),
         "post_processor",
+    ),
+    "letters of bytes": (
+        lambda t: t.update(normalizer={"type": "Sequence", "normalizers": [{"type": "ByteLevel"}] * 10}),
+        "its normalizer makes",
+    ),
+    "letters of letters": (
+        lambda t: t.update(
+            normalizer={"type": "Sequence", "normalizers": [{"type": "ByteLevel"}] * 5},
+            pre_tokenizer={
+                "type": "Sequence",
+                "pretokenizers": [{"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}] * 5,
+            },
+        ),
+        "its pre_tokenizer makes",
+    ),
+    "a long beginning": (
+        lambda t: t.update(normalizer={"type": "Prepend", "prepend": "a" * 3_000_000}),
+        "its normalizer makes",
+    ),
+    "growth between characters": (
+        lambda t: t.update(
+            normalizer={
+                "type": "Sequence",
+                "normalizers": [{"type": "Replace", "pattern": {"Regex": "(?=a)"}, "content": "a"}] * 20,
+            }
+        ),
+        "its normalizer makes",
+    ),
+    "a thousand ends": (
+        lambda t: t.update(
+            post_processor={
+                "type": "TemplateProcessing",
+                "single": [
+                    {"Sequence": {"id": "A", "type_id": 0}},
+                    *[{"SpecialToken": {"id": "x", "type_id": 0}}] * 10,
+                ],
+                "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+                "special_tokens": {"x": {"id": "x", "ids": [1] * 10_000, "tokens": ["x"] * 10_000}},
+            }
+        ),
+        "its tokenizer makes 100,0",
     ),
     "chance": (lambda t: t["model"].update(dropout=0.5), "dropout 0.5"),
     "id of 2^32": (lambda t: t["model"]["vocab"].update(hello=2**32), "no usable tokenizer"),
@@ -471,6 +561,35 @@ def test_an_adapter_field_outside_of_what_it_may_be_is_named(name, values, tmp_p
     for value in values:
         (tmp_path / "adapter_config.json").write_text(json.dumps(files.ADAPTER | {name: value}))
         refused(functools.partial(load_adapter, tmp_path, config, make_mesh()), "adapter_config.json: ")
+
+
+MANY = {
+    "open": {"rank_pattern": {rf".*.*.*.*z{n}\d": 4 for n in range(200)}},
+    "choices": {"alpha_pattern": {"(a|a)" * 12 + str(n): 4 for n in range(100)}},
+    "plain": {"rank_pattern": {f"q_proj{n}": 4 for n in range(9999)}, "alpha_pattern": {"v_proj": 2}},
+    "layers": {"target_modules": ["q_proj"], "layers_to_transform": [1], "layers_pattern": [r".*.*.*z\d"] * 500},
+}
+
+
+@pytest.mark.parametrize("fields", MANY.values(), ids=MANY)
+def test_patterns_that_take_long_together_are_not_used(fields):
+    model = LlamaConfig(49152, 576, 1536, 64, 9, 3, 64)
+    base = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": "all-linear"}
+    refused(lambda: peft.settings_from_peft(base | fields, model, "a"), "patterns could take very long on 64 layers")
+
+
+def test_an_adapter_may_name_every_matrix():
+    model = LlamaConfig(49152, 16384, 53248, 126, 128, 8, 128)
+    every = {f"model.layers.{n}.self_attn.{m}_proj": 4 for n in range(126) for m in "qkvo"}
+    every |= {f"model.layers.{n}.mlp.{m}_proj": 4 for n in range(126) for m in ("gate", "up", "down")}
+    fields = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": "all-linear", "rank_pattern": every}
+    settings, modules = peft.settings_from_peft(fields, model, "a")
+    assert (settings.rank, len(modules)) == (4, len(every))
+
+
+def test_what_describes_an_adapter_has_a_mebibyte(tmp_path):
+    (tmp_path / "adapter_config.json").write_text(json.dumps(files.ADAPTER | {"x": "a" * (1 << 20)}))
+    refused(lambda: load_adapter(tmp_path, config_from_hf(files.CONFIG), make_mesh()), "more than 1 MiB")
 
 
 def test_an_adapter_that_is_its_own_base_is_named(tmp_path):
