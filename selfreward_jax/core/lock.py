@@ -2,13 +2,14 @@
 
 On a disk the kernel holds the lock, so that it goes with its process however that ends. Where it can't tell (object
 stores, a file system that other machines lock differently), the holder gives signs of life, and one that gives none
-for `GIVEN_UP` seconds, watched by the clock of whoever waits, is dead.
+for `GIVEN_UP` seconds, watched by the clock of whoever waits, is dead. Whoever the kernel says has it locked is not.
 """
 
 import contextlib
 import errno
 import fcntl
 import functools
+import inspect
 import json
 import os
 import socket
@@ -20,25 +21,28 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import fsspec
 from etils import epath
 
-from selfreward_jax.core.errors import UserError
+from selfreward_jax.core.errors import ReadOnly, UserError
 from selfreward_jax.core.hosts import is_writer
 from selfreward_jax.core.interrupt import Interrupt, Interrupted
 from selfreward_jax.core.paths import is_local, local_path
 from selfreward_jax.core.progress import say
+from selfreward_jax.core.store import disk_error
+from selfreward_jax.core.stored import loads
 
 NAME = ".lock"
 BEAT, GIVEN_UP = 15.0, 90.0  # seconds between signs of life, and without one
 SETTLE = 1.0  # so long a taker waits where no kernel decides, and looks whether another took it too
-LONG_AGO = 3600.0  # older than any difference of clocks
 # A folder that can't be written needs no lock, and on a full disk there is nothing to be spoilt.
 _NOT_NEEDED = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.ENOENT}
 
 
 def is_empty(folder: epath.Path) -> bool:
-    """Whether there is nothing yet in a folder, but for its lock."""
-    return folder.is_dir() and all(path.name == NAME for path in folder.iterdir())
+    """Whether there is nothing yet in a folder, but for its lock and what a kill left of a first write."""
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else None
+    return names is not None and all(name == NAME or name[0] == "." and name.endswith(".tmp") for name in names)
 
 
 def alone(folder_of: Callable[[Any], epath.PathLike]) -> Callable:
@@ -74,60 +78,82 @@ def held(folder: epath.Path, interrupt: Interrupt) -> Iterator[None]:
         if lock is None:
             yield
             return
-        own = {"host": socket.gethostname(), "machine": _machine(), "pid": os.getpid(), "born": _born(os.getpid())}
-        own |= {"since": _now(), "id": uuid.uuid4().hex, "beats": 0}
+        own = {"host": socket.gethostname(), "machine": _machine(), "disk": lock.disk, "pids": _pids()}
+        own |= {"pid": os.getpid(), "born": _born(os.getpid()), "since": _now(), "id": uuid.uuid4().hex, "beats": 0}
         try:
-            _take(folder, lock, own, interrupt)
+            ids = _take(folder, lock, own, interrupt)
+            if not ids:
+                yield
+                return
             done = threading.Event()
-            thread = threading.Thread(target=_live, args=(folder, lock, own, done, interrupt), daemon=True)
+            thread = threading.Thread(target=_live, args=(folder, lock, own, ids, done, interrupt), daemon=True)
             thread.start()
             try:
                 yield
             finally:
                 done.set()
                 thread.join()
-                if lock.read().get("id", own["id"]) == own["id"]:
-                    lock.remove()
+                with contextlib.suppress(Exception):  # of a network; the work is done, and the next waits a while
+                    if lock.in_place() and lock.read().get("id", own["id"]) in ids:
+                        lock.remove()
         finally:
             lock.close()
 
 
-def _take(folder: epath.Path, lock: "_Disk | _Objects", own: dict, interrupt: Interrupt) -> None:
-    """Raises `UserError` if somebody else holds it."""
+def _take(folder: epath.Path, lock: "_Disk | _Objects", own: dict, interrupt: Interrupt) -> set[str]:
+    """Returns the ids under which the lock is this process's; none where nothing may be written, nor spoilt.
+
+    Raises:
+      UserError: somebody else holds it.
+    """
     other = lock.read()
-    if lock.blocked and (not other or _is_dead(other, own)):
+    if lock.blocked and not other:
         time.sleep(SETTLE)  # its holder may be about to write
         other = lock.read()
-        if not other:
-            raise _refusal(folder, other)
-    if other and not lock.exclusive and other["machine"] == own["machine"] and not _is_dead(other, own):
+    same_machine = other.get("machine", own["machine"]) == own["machine"]
+    same_pids = "machine" in other and same_machine and other.get("pids") == own["pids"]
+    # Containers of one machine may see one folder as two file systems, of which neither knows the other's locks.
+    left = lock.exclusive and ("machine" not in other or same_machine and other.get("disk") == own["disk"])
+    lives = same_pids and _born(other["pid"]) == other["born"]
+    if (lock.blocked and same_machine) or (lives and not left):
         raise _refusal(folder, other)
-    elsewhere = bool(other) and other["machine"] != own["machine"]
-    if elsewhere:
+    unsure = bool(other) and not left and (lock.blocked or not same_pids)
+    if unsure:
         _watch(folder, lock, other, interrupt)
-    with contextlib.suppress(OSError):  # of a full disk, where the kernel's lock must do
-        lock.write(own)
-    if elsewhere or not lock.exclusive:
+        if lock.blocked and not lock.try_again():
+            raise _refusal(folder, other)
+    failed = None
+    try:
+        lock.write(own, new=not other)
+    except FileExistsError:  # somebody else was first; who it is will be read
+        pass
+    except OSError as error:
+        failed = error
+    if not left:
         time.sleep(SETTLE)
         if (winner := lock.read()).get("id") != own["id"]:
-            raise _refusal(folder, winner)
+            if failed is None or winner and winner != other:
+                raise _refusal(folder, winner)
+            problem = disk_error(folder / NAME, failed)
+            if not winner and not is_local(folder) and (isinstance(problem, ReadOnly) or "Forbidden" in str(failed)):
+                return set()
+            raise problem from failed
     if not lock.in_place():
         raise UserError(f"{folder}: {_who(other)} has just ended its work on it; run the same command again.")
-
-
-def _is_dead(other: dict, own: dict) -> bool:
-    return other["machine"] == own["machine"] and _born(other["pid"]) != other["born"]
+    # On a full disk the record of before may stand there, and the kernel's lock must do.
+    return {own["id"]} if failed is None else {own["id"], other.get("id", own["id"])}
 
 
 def _watch(folder: epath.Path, lock: "_Disk | _Objects", other: dict, interrupt: Interrupt) -> None:
-    """Returns once a holder on another machine has given no sign of life for long enough.
+    """Returns once a holder that may live elsewhere has given no sign of life for long enough.
 
     Raises:
       UserError: it has given one.
     """
-    if time.time() - lock.written() > LONG_AGO:
-        return
-    say(f"{folder}: held by {_who(other)} unless that gives no sign of life for {GIVEN_UP:.0f} s; waiting for it")
+    say(
+        f"{folder}: held by {_who(other)} unless that gives no sign of life for {GIVEN_UP:.0f} s; waiting for it"
+        f" (if it is gone for sure, stop this, delete {NAME} there and go on at once)"
+    )
     until = time.monotonic() + GIVEN_UP
     while time.monotonic() < until:
         time.sleep(min(1.0, GIVEN_UP / 10))
@@ -139,25 +165,41 @@ def _watch(folder: epath.Path, lock: "_Disk | _Objects", other: dict, interrupt:
             return
 
 
-def _live(folder: epath.Path, lock: "_Disk | _Objects", own: dict, done: threading.Event, interrupt: Interrupt) -> None:
-    """Signs of life, until all is done or somebody else holds it, who has taken this process for dead."""
-    while not done.wait(BEAT):
+def _live(
+    folder: epath.Path,
+    lock: "_Disk | _Objects",
+    own: dict,
+    ids: set[str],
+    done: threading.Event,
+    interrupt: Interrupt,
+) -> None:
+    """Signs of life, until all is done or the lock is lost: to one who took this process for dead, or by hand."""
+    pause = SETTLE  # soon at first: a write of another may have been under way while this one took it
+    while not done.wait(min(pause, BEAT)):
+        pause *= 2
         with contextlib.suppress(Exception):  # a network that is gone for a while; whoever waits may take over then
-            other = lock.read()
-            if other and other["id"] != own["id"]:
+            other = lock.read() if (here := lock.in_place()) else {}
+            if not here:
+                say(f"{folder / NAME}: not there any more, or another's, so another process may work here; this stops")
+            elif other and other["id"] not in ids:
                 say(f"{folder}: {_who(other)} has taken over, since this process gave no sign of life; it stops")
-                interrupt.request()
-                return
-            own["beats"] += 1
-            lock.write(own)
+            else:
+                own["beats"] += 1
+                lock.write(own)
+                continue
+            interrupt.request()
+            return
 
 
 def _refusal(folder: epath.Path, other: dict) -> UserError:
-    return UserError(f"{folder}: {_who(other)} works on it; wait until it ends, or stop it.")
+    return UserError(
+        f"{folder}: {_who(other)} works on it; wait until it ends, or stop it"
+        f" (if it is gone for sure, delete {NAME} there)."
+    )
 
 
 def _who(other: dict) -> str:
-    if not other:
+    if "pid" not in other:
         return "another process"
     return f"process {other['pid']} on {other['host']}, since {other['since']},"
 
@@ -171,6 +213,13 @@ def _machine() -> str:
     with contextlib.suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return socket.gethostname()
+
+
+def _pids() -> str:
+    """The same for all to whom a process's number means the same process; containers count their own."""
+    with contextlib.suppress(OSError):
+        return os.readlink("/proc/self/ns/pid")
+    return ""
 
 
 def _born(pid: int) -> str:
@@ -189,12 +238,15 @@ def _born(pid: int) -> str:
 
 
 def _parsed(data: bytes) -> dict:
-    """A record; none of a file that is empty or no record, as a holder leaves that was killed while it wrote."""
-    with contextlib.suppress(ValueError, TypeError):
-        found = json.loads(data)
-        if {"host", "machine", "pid", "born", "since", "id"} <= found.keys():
+    """A record, {} of an empty file; of one that is no record, as a kill may leave, only an id."""
+    if not data.strip(b" \0"):
+        return {}
+    with contextlib.suppress(ValueError):
+        found = loads(data.decode())
+        needed = dict.fromkeys(("host", "machine", "born", "since", "id"), str) | {"pid": int}
+        if isinstance(found, dict) and all(isinstance(found.get(name), kind) for name, kind in needed.items()):
             return found
-    return {}
+    return {"id": f"no record: {data[:64].hex()}"}
 
 
 @contextlib.contextmanager
@@ -222,7 +274,7 @@ def _lock(path: epath.Path) -> "_Disk | _Objects | None":
         return _Disk(path)
     except OSError as error:
         if error.errno not in _NOT_NEEDED:
-            raise
+            raise disk_error(path, error) from error
         return None
 
 
@@ -230,64 +282,109 @@ class _Disk:
     """The file on a disk, locked by the kernel.
 
     Attributes:
-      exclusive: whether the kernel has made sure that no other process of this machine holds it.
-      blocked: whether another does, or a child that outlives it. Neither: this file system has no locks.
+      exclusive: whether the kernel has made sure that no other process that locks this file system here holds it.
+      blocked: whether another does. Neither: this file system has no locks.
+      disk: which file system it is, to this kernel.
     """
 
     def __init__(self, path: epath.Path):
         self._path = path
         while True:
-            self.exclusive, self.blocked = True, False
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-            try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                self.exclusive, self.blocked = False, isinstance(error, BlockingIOError)
+            self._file = self._open()
+            self.try_again()
             if self.in_place():
-                return
+                break
             os.close(self._file)  # its holder has removed it in between
+        self.disk = str(os.fstat(self._file).st_dev)
+        _open_files.add(self)
+
+    def _open(self) -> int:
+        try:
+            return os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+        except PermissionError:
+            if not os.path.exists(self._path):
+                raise
+        try:
+            return os.open(self._path, os.O_RDONLY)  # another user's; it can be locked too
+        except PermissionError:
+            raise UserError(
+                f"{self._path}: another user's, and can't be read; if nobody works there, delete it."
+            ) from None
+
+    def try_again(self) -> bool:
+        """Whether the kernel gives the lock now."""
+        self.exclusive, self.blocked = True, False
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self.exclusive, self.blocked = False, isinstance(error, BlockingIOError)
+        return self.exclusive
 
     def in_place(self) -> bool:
         """Whether this file, and no other, is the lock of the folder."""
-        with contextlib.suppress(FileNotFoundError):
-            return os.stat(self._path).st_ino == os.fstat(self._file).st_ino
-        return False
+        try:
+            return os.path.samestat(os.stat(self._path), os.fstat(self._file))
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ESTALE):
+                return False
+            raise
 
     def read(self) -> dict:
         return _parsed(os.pread(self._file, 4096, 0))
 
-    def write(self, record: dict) -> None:
-        os.pwrite(self._file, json.dumps(record).encode().ljust(1024), 0)  # over all of what another wrote
-
-    def written(self) -> float:
-        return os.fstat(self._file).st_mtime
+    def write(self, record: dict, new: bool = False) -> None:
+        os.pwrite(self._file, json.dumps(record).encode().ljust(4096), 0)  # over all of what another wrote
 
     def remove(self) -> None:
         self._path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        os.close(self._file)
+        if self in _open_files:
+            _open_files.remove(self)
+            os.close(self._file)
+
+
+_open_files: set[_Disk] = set()
+
+
+def _leave() -> None:
+    """In a child: it may outlive its parent, and the lock is not to."""
+    while _open_files:
+        os.close(_open_files.pop()._file)
+
+
+os.register_at_fork(after_in_child=_leave)
 
 
 class _Objects:
     """The file on an object store, where the last who writes it holds it."""
 
     exclusive = blocked = False
+    disk = ""
 
     def __init__(self, path: epath.Path):
         self._path = path
 
+    def try_again(self) -> bool:
+        return False
+
     def in_place(self) -> bool:
-        return True
+        return bool(self.read())
 
     def read(self) -> dict:
-        return _parsed(self._path.read_bytes()) if self._path.exists() else {}
+        try:
+            return _parsed(self._path.read_bytes())
+        except FileNotFoundError:
+            return {}
 
-    def write(self, record: dict) -> None:
-        self._path.write_bytes(json.dumps(record).encode())
-
-    def written(self) -> float:
-        return float(self._path.stat().mtime)
+    def write(self, record: dict, new: bool = False) -> None:
+        """Raises `FileExistsError` of a new one that is there, if the store can tell, however late a write arrives."""
+        data = json.dumps(record).encode()
+        files, name = fsspec.url_to_fs(os.fspath(self._path))
+        if new and "mode" in inspect.signature(getattr(files, "_pipe_file", files.pipe_file)).parameters:
+            files.pipe_file(name, data, mode="create")
+        else:
+            self._path.write_bytes(data)
 
     def remove(self) -> None:
         self._path.unlink(missing_ok=True)

@@ -110,12 +110,14 @@ def sha256_file(path: epath.PathLike) -> str:
 
 
 def known_sha256(path: epath.PathLike) -> str:
-    """The same, read once in a process: a second look is at what the file system says of the file."""
+    """The same, read once in a process: a second look is at what the file system says of the file, if it does."""
     path = epath.Path(path)
     if is_local(path):
         stat = os.stat(path)
         return _known_sha256(os.fspath(path), (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
     stat = path.stat()
+    if not stat.mtime:  # of s3:// and az://, where the length alone tells too little
+        return sha256_file(path)
     return _known_sha256(os.fspath(path), (stat.length, stat.mtime))
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from etils import epath
+from etils.epath.stat_utils import StatResult
 
 from selfreward_jax.core import store
 from selfreward_jax.core.errors import UserError
@@ -129,6 +130,18 @@ def test_data_is_on_disk_before_the_file_has_its_name(folder, monkeypatch):
 def test_the_hash_of_a_file_is_its_sha256(folder):
     write_atomic(folder / "a", b"abc")
     assert sha256_file(folder / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_where_no_time_of_writing_is_told_a_file_is_read_again(folder, monkeypatch):
+    """As of s3fs and adlfs."""
+    path = folder / "a"
+    told = StatResult(is_directory=False, length=3, mtime=0, owner="", group="", mode=0)
+    monkeypatch.setattr(store, "is_local", lambda _: False)
+    monkeypatch.setattr(type(path), "stat", lambda _: told)
+    path.write_text("abc")
+    assert store.known_sha256(path) == sha256_file(path)
+    path.write_text("abd")
+    assert store.known_sha256(path) == sha256_file(path)
 
 
 def test_free_space_is_known_before_a_folder_exists(folder):
