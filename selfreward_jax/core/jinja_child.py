@@ -96,6 +96,8 @@ def main(seconds: float, bytes_: int) -> None:
 
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_AS, (bytes_, bytes_))
+    for number in (signal.SIGTERM, signal.SIGINT):  # sent to all processes of a job; this one ends with its input
+        signal.signal(number, signal.SIG_IGN)
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     while len(head := source.read(LENGTH.size)) == LENGTH.size:
         asked = json.loads(source.read(LENGTH.unpack(head)[0]))

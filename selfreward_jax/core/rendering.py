@@ -6,6 +6,7 @@ bounded memory; what goes beyond is ended by the kernel, and the next conversati
 """
 
 import atexit
+import contextlib
 import functools
 import json
 import os
@@ -22,6 +23,7 @@ from selfreward_jax.core.interrupt import at_once
 # What templates do takes some ten microseconds a conversation, and some milliseconds the first time.
 SECONDS, BYTES = 0.5, 1 << 30
 TOGETHER = 64  # conversations in one message to the process, which takes as long as rendering two
+TOO_LONG = f"it takes more than {SECONDS:g} s of processor time"
 _LENGTH = struct.Struct("<Q")
 
 Conversation = Sequence[Mapping[str, str]]
@@ -49,8 +51,11 @@ class _Renderer:
 
     def render(self, source: str, shared: Mapping[str, Any], conversations: Sequence[Conversation]) -> list[str]:
         asked = {"source": source, "shared": dict(shared), "conversations": conversations}
+        message = json.dumps(asked).encode()
         with self._lock, at_once():
-            answer = self._ask(json.dumps(asked).encode())
+            answer = self._ask(message)
+            if "ended" in answer and TOO_LONG not in answer["ended"]:  # by another's hand perhaps
+                answer = self._ask(message)
         if "ended" in answer and len(conversations) > 1:  # over one of them, but which?
             return [self._alone(source, shared, n, one) for n, one in enumerate(conversations)]
         if reason := answer.get("error") or answer.get("ended"):
@@ -70,7 +75,9 @@ class _Renderer:
             child.stdin.write(_LENGTH.pack(len(message)) + message)
             child.stdin.flush()
             head = child.stdout.read(_LENGTH.size)
-            body = child.stdout.read(_LENGTH.unpack(head)[0]) if len(head) == _LENGTH.size else b""
+            size = _LENGTH.unpack(head)[0] if len(head) == _LENGTH.size else 0
+            body = child.stdout.read(size)
+            body = body if len(body) == size else b""  # it was ended in the midst of it
         except BrokenPipeError:
             body = b""
         except BaseException:  # a stop: what the process says next would be taken for the next answer
@@ -81,11 +88,11 @@ class _Renderer:
         ended = child.wait()
         self.end()
         if ended == -signal.SIGPROF:
-            return {"ended": f"it takes more than {SECONDS:g} s of processor time"}
+            return {"ended": TOO_LONG}
         return {"ended": f"the process that renders it ended with status {ended}"}
 
     def _running(self) -> subprocess.Popen[bytes]:
-        if self._child is None or self._owner != os.getpid():
+        if self._child is None or self._owner != os.getpid() or self._child.poll() is not None:
             program = os.path.join(os.path.dirname(__file__), "jinja_child.py")
             command = [sys.executable, "-P", program, str(SECONDS), str(BYTES)]
             # A session of its own: Ctrl-C is for this process, which ends that one.
@@ -104,8 +111,8 @@ class _Renderer:
         if child is not None and self._owner == os.getpid():
             child.kill()
             child.wait()
-            for pipe in (child.stdin, child.stdout):
-                if pipe:
+            for pipe in filter(None, (child.stdin, child.stdout)):
+                with contextlib.suppress(OSError):  # what was not sent any more
                     pipe.close()
 
 

@@ -8,6 +8,7 @@ import threading
 
 import pytest
 
+from selfreward_jax.core import rendering
 from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.interrupt import Interrupt, Interrupted, at_once, on_signals
 from selfreward_jax.core.rendering import TemplateError, render
@@ -159,4 +160,16 @@ def test_a_signal_ends_a_rendering_in_its_midst_and_the_next_is_not_given_its_te
         with pytest.raises(Interrupted), at_once():  # what is begun after a signal ends as well
             pass
     assert interrupt.requested
+    assert render("{{ messages[0].content }}", {}, [ASKED]) == ["x" * 40]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_process_that_is_ended_by_others_is_begun_anew(number):
+    for _ in range(2):
+        assert render("{{ messages[0].content }}", {}, [ASKED]) == ["x" * 40]
+        child = rendering._renderer()._child
+        assert child
+        child.send_signal(number)
+        if number == signal.SIGKILL:
+            child.wait()
     assert render("{{ messages[0].content }}", {}, [ASKED]) == ["x" * 40]
