@@ -15,6 +15,7 @@ from selfreward_jax.core.lock import alone
 from selfreward_jax.core.paths import local_path
 from selfreward_jax.core.progress import say
 from selfreward_jax.core.rows import Judgement, Pair, Prompt, Response, load_rows
+from selfreward_jax.core.stored import as_written
 from selfreward_jax.loop import score_last, self_reward
 from selfreward_jax.report.make import report_on
 from selfreward_jax.stages import dpo as dpo_stage
@@ -44,7 +45,7 @@ def _config(options: argparse.Namespace, overrides: Overrides) -> ConfigDict:
 def config_of_run(root: epath.Path) -> ConfigDict:
     """The configuration of the run in a folder. Raises `UserError` if there is none."""
     config: Any = base.get_config()
-    with config.ignore_type():
+    with config.ignore_type(), as_written(root / "config.json"):
         config.update(stored_config(root))
     config.prompts.keywords = tuple(config.prompts.keywords)
     config.respond.stop = tuple(config.respond.stop)

@@ -7,15 +7,18 @@ import sys
 from pathlib import Path
 
 import pytest
+from etils import epath
 
 from selfreward_jax import cli
-from selfreward_jax.core.config import load_config
+from selfreward_jax.configs import base
+from selfreward_jax.core.config import load_config, to_dict
 from selfreward_jax.core.errors import UserError, one_line
 from selfreward_jax.core.paths import local_path
 from selfreward_jax.core.readers import fingerprint, read_rows
 from selfreward_jax.core.rows import Judgement, Pair, Response, from_dict
 from selfreward_jax.core.stored import loads, read_json
 from selfreward_jax.methods.judge_function import checked_score, load_function
+from selfreward_jax.verbs.runs import config_of_run
 from tests import tiny
 from tests.refused import assert_refused_at_once
 
@@ -171,3 +174,10 @@ def test_an_override_of_any_text_is_refused_in_one_line(value, capsys):
     words = ["plan", f"--config={tiny.BASE}", "--topology=cpu:1", f"--config.respond.n={value}"]
     assert cli.main(words) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_stored_configuration_with_a_name_that_is_none_is_one_line(tmp_path):
+    stored = to_dict(base.get_config()) | {"a.b": 1}
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    with pytest.raises(UserError, match=r"config\.json: not as it was written \(.*a\.b"):
+        config_of_run(epath.Path(tmp_path))
