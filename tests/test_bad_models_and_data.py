@@ -58,7 +58,7 @@ def lose_shard(folder: Path) -> None:
         (lambda folder: (folder / "config.json").write_text("{"), ["config.json", "not valid JSON"]),
         (lambda folder: (folder / "tokenizer.json").write_text("{"), ["tokenizer.json", "not valid JSON"]),
         (lambda folder: (folder / "tokenizer.json").write_text("{}"), ["no usable tokenizer"]),
-        (lambda folder: (folder / "model.json").write_text("{"), ["model.json", "names no checkpoint"]),
+        (lambda folder: (folder / "model.json").write_text("{"), ["model.json", "not what a run wrote of its model"]),
         (shutil.rmtree, ["no such file or folder"]),
     ],
     ids=[
@@ -192,6 +192,7 @@ def dpo_on(rows: list[dict], data: Path, finished: Path, tmp_path: Path, changes
     """Arguments for M2 of a finished run, from these pairs."""
     run = shutil.copytree(finished, tmp_path / "run")
     tiny.write_jsonl(run / "m2" / "pairs.jsonl", rows)
+    tiny.forget(run, "m2/pairs.jsonl")
     return [*tiny.arguments("dpo", run, data, changes), "--iteration=2", "--resume=force"]
 
 
