@@ -4,6 +4,8 @@
 import os
 import resource
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -13,6 +15,7 @@ from selfreward_jax.core.errors import UserError
 from selfreward_jax.core.interrupt import Interrupt, Interrupted, at_once, on_signals
 from selfreward_jax.core.rendering import TemplateError, render
 from selfreward_jax.core.tokens import Chat
+from tests import tiny
 from tests.core import small_tokenizers
 
 ASKED = [{"role": "user", "content": "x" * 40}]
@@ -141,13 +144,23 @@ def test_of_many_the_one_that_takes_too_long_is_named():
     assert refused.value.number == 70
 
 
-def test_a_process_that_was_forked_renders_for_itself():
-    assert render("{{ messages[0].content }}", {}, [ASKED]) == ["x" * 40]
-    child = os.fork()
-    if not child:
-        os._exit(render("{{ messages[0].role }}", {}, [ASKED]) != ["user"])
+FORKED = """
+import os
+from selfreward_jax.core.rendering import render
+asked = [{"role": "user", "content": "x"}]
+assert render("{{ messages[0].content }}", {}, [asked]) == ["x"]
+child = os.fork()
+assert render("{{ messages[0].role }}", {}, [asked]) == ["user"]
+if child:
     assert os.waitpid(child, 0)[1] == 0
-    assert render("{{ messages[0].content }}", {}, [ASKED]) == ["x" * 40]
+    assert render("{{ messages[0].content }}", {}, [asked]) == ["x"]
+"""
+
+
+def test_a_process_that_was_forked_renders_for_itself():
+    """In one without JAX, whose threads don't outlive a fork."""
+    ended = subprocess.run([sys.executable, "-c", FORKED], cwd=tiny.ROOT, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 0, ended.stderr
 
 
 def test_a_signal_ends_a_rendering_in_its_midst_and_the_next_is_not_given_its_text():
